@@ -1,0 +1,96 @@
+"""The same operations through PyTorch's own fused operators. Shapes and meaning: kernels/reference.py."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from kernels import reference
+from kernels.reference import check_attention, unpack_heads
+
+
+def causal_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: int | Tensor | None = None,
+) -> Tensor:
+    Tk = check_attention(q, k, v, dropout_p, dropout_seed)
+    if dropout_p > 0:
+        # scaled_dot_product_attention draws its own mask, which no other backend could draw again: the weights are
+        # made explicit instead, so that the choice of kernels never changes the model that comes out.
+        return reference.causal_attention(q, k, v, scale=scale, dropout_p=dropout_p, dropout_seed=dropout_seed)
+    Tq, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    if Tq == Tk:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)  # its is_causal aligns q with the first
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def causal_attention_packed(qkv: Tensor, n_heads: int, n_kv_heads: int | None = None, **options) -> Tensor:
+    q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
+    return causal_attention(q, k, v, **options).transpose(1, 2).flatten(2)
+
+
+def decode_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
+) -> Tensor:
+    filled = (torch.arange(k_cache.shape[2], device=q.device) < lengths[:, None])[:, None, None, :]
+    v = v_cache.masked_fill(~filled.transpose(-2, -1), 0.0)  # 0 · NaN is NaN: what lies past the length may be anything
+    k = k_cache.masked_fill(~filled.transpose(-2, -1), 0.0)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=filled, scale=scale, enable_gqa=q.shape[1] != k_cache.shape[1]
+    )
+    return out.masked_fill((lengths == 0)[:, None, None, None], 0.0)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    # CUDA's operator wants one dtype for all; the parameters are stored in float32
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    total = (residual + x).to(residual.dtype)
+    return layer_norm(total, weight, bias, eps), total
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    total = (residual + x).to(residual.dtype)
+    return rms_norm(total, weight, eps), total
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    return swiglu_unpacked(*gate_up.chunk(2, dim=-1))
+
+
+def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, chunk: int | None = None
+) -> Tensor:
+    valid = (targets != ignore_index).sum().clamp(min=1)
+    if chunk is None or chunk >= len(hidden):
+        return _summed_loss(hidden, weight, targets, ignore_index) / valid
+    parts = [
+        checkpoint(_summed_loss, h, weight, t, ignore_index, use_reentrant=False)  # logits are made again backward
+        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
+    return torch.stack(parts).sum() / valid
+
+
+def _summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    logits = hidden @ weight.T  # (rows, V)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")

@@ -1,0 +1,21 @@
+"""minilm: from raw text to a small GPT that can be trusted.
+
+The command line is `minilm --help`. From Python, what a course's notebook calls is here, loaded when first used:
+
+    from minilm import plot_training_report
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_WHERE = {"plot_training_report": "minilm.report.figures"}
+__all__ = ["plot_training_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        import importlib
+
+        return getattr(importlib.import_module(_WHERE[name]), name)
+    raise AttributeError(f"module 'minilm' has no attribute {name!r}")

@@ -1,0 +1,3 @@
+from minilm.cli import main
+
+main()

@@ -1,0 +1,275 @@
+"""The command line: options, help, one call each. Heavy imports stay inside the commands, so that --help is instant."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import minilm
+from minilm.errors import UserError
+
+KERNELS = click.Choice(["auto", "reference", "torch", "triton"])
+FOLDER = click.Path(path_type=Path)
+
+
+def main() -> None:
+    """The `minilm` command: what a person can mend is one sentence on standard error and exit code 2."""
+    try:
+        sys.exit(cli.main(prog_name="minilm", standalone_mode=False) or 0)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(2)
+    except (UserError, click.ClickException) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        click.echo(f"minilm: {text}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output, such as head, has gone
+        sys.stderr.close()
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(minilm.__version__, prog_name="minilm")
+def cli() -> None:
+    """From raw text to a small GPT that can be trusted.
+
+    \b
+    minilm train                        train a small GPT on embedded stories, offline
+    minilm train --data my.txt          ... or on your own text
+    minilm generate --run runs/quick-001 --stream
+    minilm report runs/quick-001        one page with curves, samples and settings
+    minilm doctor                       what this machine has, and what would run on it
+    """
+
+
+@cli.command()
+@click.argument("source", nargs=-1, required=True)
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--tokenizer", type=click.Choice(["char", "bpe"]), help="By character (default), or byte-pair encoding.")
+@click.option("--vocab-size", type=int, help="For bpe: how many tokens (default 4096).")
+@click.option("--val-fraction", type=float, help="Share of the text that is held out (default 0.1).")
+@click.option(
+    "--split",
+    type=click.Choice(["auto", "tail", "document"]),
+    help="Hold out the last characters (tail) or whole documents; auto: documents where there are several.",
+)
+@click.option("--field", help='For .jsonl: which field holds the text (default "text").')
+@click.option("--unknown", type=click.Choice(["error", "replace"]), help="replace: give unseen characters a token.")
+@click.option("--characters", type=int, help="For fables: how many characters to write (default 5,000,000).")
+@click.option("--seed", type=int, help="For fables: the seed of its random source (default 0).")
+def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
+    """Tokenize a text once: train.bin, val.bin, meta.json, tokenizer.json.
+
+    SOURCE is fables (embedded stories whose entropy is known), shakespeare (downloaded once), python (the installed
+    standard library), or files, folders and globs of .txt, .md, .py and .jsonl, each also .gz.
+
+    \b
+    minilm prepare fables --characters 20000000 --out data/fables
+    minilm prepare "books/**/*.txt" --tokenizer bpe --vocab-size 8192 --out data/books
+    """
+    from minilm.config import DataConfig
+    from minilm.corpus.dataset import open_dataset
+    from minilm.corpus.dataset import prepare as prepare_data
+
+    given = {name: value for name, value in options.items() if value is not None}
+    meta = open_dataset(prepare_data(DataConfig(source=",".join(source), **given), out)).meta
+    for split in ("train", "val"):
+        m = meta[split]
+        click.echo(f"{split:6}{m['tokens']:>14,} tokens {m['characters']:>14,} characters {m['bytes']:>14,} bytes")
+    click.echo(f"vocabulary {meta['vocab_size']} ({meta['tokenizer']['type']}), split by {meta['split']['rule']}")
+    if meta["floor"]:
+        floor = meta["floor"]
+        click.echo(f"floor {floor['nats_per_char']:.4f} nats a character, {floor['bits_per_byte']:.4f} bits a byte")
+
+
+@cli.command()
+@click.option(
+    "--preset", help="quick (default on a CPU), tiny, capstone (default on a GPU), shakespeare-char[-cpu], gpt2."
+)
+@click.option("--data", "source", help="fables, shakespeare, python, or a file, folder or glob: see minilm prepare -h.")
+@click.option("--kernels", type=KERNELS, help="What computes attention, norms, SwiGLU and the loss (default auto).")
+@click.option("--out", type=FOLDER, help="Run folder (default runs/<preset>-NNN).")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the newest of the preset.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, such as train.lr=3e-4.")
+@click.option("--steps", type=int, help="Optimizer updates.")
+@click.option("--seed", type=int, help="Of initial weights, batches and dropout.")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--dtype", help="Of matrix products: auto, float32, bfloat16 or float16.")
+@click.option("--compile/--no-compile", "compiled", default=None, help="Use torch.compile.")
+@click.option("--save-at", help='Steps whose weights are kept: "pythia", or a list such as 0,100,1000.')
+@click.option("--eval-tokens", type=int, help="Validate on about so many tokens instead of the whole split.")
+@click.option("--baselines/--no-baselines", default=True, help="Afterwards fit n-gram models on the same text.")
+@click.option("--report/--no-report", default=True, help="Afterwards write RUN/report.html.")
+def train(
+    preset: str | None,
+    source: str | None,
+    out: Path | None,
+    resume: bool,
+    assignments: tuple[str, ...],
+    baselines: bool,
+    report: bool,
+    compiled: bool | None,
+    **options: Any,
+) -> None:
+    """Train a GPT, then report on it.
+
+    \b
+    minilm train                                        a few minutes on a laptop
+    minilm train --data my.txt --set model.n_layers=6
+    minilm train --preset shakespeare-char --kernels torch --dtype bfloat16
+    minilm train --out runs/quick-001 --resume --steps 3000
+    """
+    import dataclasses
+
+    from rich.console import Console
+
+    from minilm import config as configuration
+    from minilm.training.journal import newest_run_folder, next_run_folder
+    from minilm.training.loop import read_config
+    from minilm.training.loop import train as run_training
+
+    overrides: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
+    overrides["train"] |= {name: value for name, value in {**options, "compile": compiled}.items() if value is not None}
+    overrides["data"] |= {"source": source} if source else {}
+    for assignment in assignments:
+        section, key, value = configuration.parse_assignment(assignment)
+        overrides.setdefault(section, {})[key] = value
+
+    if resume:
+        out = out or newest_run_folder(preset or _default_preset(overrides["train"].get("device", "auto")))
+        saved = read_config(out)
+        sections = {s: dataclasses.replace(getattr(saved, s), **overrides.get(s, {})) for s in configuration.SECTIONS}
+        config = configuration.RunConfig(preset or saved.preset, **sections)
+    else:
+        preset = preset or _default_preset(overrides["train"].get("device", "auto"))
+        config = configuration.build(preset, overrides)
+        out = out or next_run_folder(preset)
+
+    console = Console()
+    result = run_training(config, out, resume, console, shlex.join(["minilm", *sys.argv[1:]]))
+    if result.signal is None:
+        _say_what_was_reached(result.path, console, baselines, report)
+    elif result.signal == 2:  # as a shell reports Ctrl-C; a scheduler's SIGTERM, obeyed, is a success
+        sys.exit(130)
+
+
+def _default_preset(device: str) -> str:
+    from minilm.config import CAPSTONE, QUICK
+    from minilm.hardware import resolve_device
+
+    return CAPSTONE if resolve_device(device).type == "cuda" else QUICK
+
+
+def _say_what_was_reached(run: Path, console: Any, baselines: bool, report: bool) -> None:
+    from minilm.report.runs import read_run
+    from minilm.report.summary import print_summary
+
+    if baselines:
+        try:
+            with console.status("Fitting n-gram models to compare with ..."):
+                from minilm.sampling.baselines import write_baselines
+
+                write_baselines(run)
+        except UserError as error:
+            console.print(f"No n-gram comparison: {error}", highlight=False)
+    print_summary(read_run(run), console)
+    if report:
+        from minilm.report.page import write_report
+
+        with console.status("Drawing the report ..."):
+            page = write_report([run])
+        console.print(f"Report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"Write with it: minilm generate --run {run} --stream", highlight=False, soft_wrap=True)
+
+
+@cli.command()
+@click.option("--run", type=FOLDER, required=True, help="Run folder.")
+@click.option("--checkpoint", default="best", help="best (default), last, or a step that was kept.")
+@click.option("--prompt", default="", help="Text to go on from; nothing begins a new document.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=500, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 is greedy.")
+@click.option("--top-k", type=click.IntRange(1), help="Draw from the k likeliest tokens.")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="... from the likeliest that reach p together."
+)
+@click.option("--seed", type=int, help="Of the draws (default: another each time).")
+@click.option("--stream", is_flag=True, help="Print tokens as they come.")
+@click.option(
+    "--unknown", type=click.Choice(["error", "replace"]), default="error", help="Unseen characters in --prompt."
+)
+@click.option("--kernels", type=KERNELS, default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True
+)
+def generate(
+    run: Path, checkpoint: str, kernels: str, device: str, dtype: str, stream: bool, prompt: str, **options: Any
+) -> None:
+    """Write text with a trained model.
+
+    \b
+    minilm generate --run runs/quick-001 --stream
+    minilm generate --run runs/quick-001 --prompt "The miller" --temperature 0.5 --seed 7
+    """
+    from minilm.sampling.generate import load_run, stream_text
+
+    model, tokenizer = load_run(run, checkpoint, kernels, device, dtype)
+    pieces = stream_text(model, tokenizer, prompt, **options)
+    if stream:
+        click.echo(prompt, nl=False)
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        click.echo()
+    else:
+        click.echo(prompt + "".join(pieces))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FOLDER, help="Folder to write (default: the run's own; for several, report/ beside them).")
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write report.html, report.md and the figures of one run, or of several side by side.
+
+    \b
+    minilm report runs/quick-001
+    minilm report runs/quick-001 runs/quick-002 --out reports/seeds
+    """
+    from minilm.report.page import write_report
+
+    click.echo(write_report(list(runs), out))
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+def baselines(run: Path) -> None:
+    """Fit n-gram models of orders 1 to 6 on as much text as a run has seen, and compare.
+
+    \b
+    minilm baselines runs/quick-001
+    """
+    from rich.console import Console
+
+    from minilm.report.runs import read_run
+    from minilm.report.summary import print_summary
+    from minilm.sampling.baselines import write_baselines
+
+    write_baselines(run)
+    print_summary(read_run(run), Console())
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine has, which kernels would run on it and why."""
+    from minilm.doctor import diagnose
+
+    diagnose()
+
+
+if __name__ == "__main__":
+    main()

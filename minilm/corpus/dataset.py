@@ -1,0 +1,338 @@
+"""A prepared corpus: train.bin and val.bin (token ids), meta.json (what they are), tokenizer.json.
+
+prepare() writes the folder, open_dataset() reads and checks it, BatchSampler draws batches from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minilm.config import DataConfig
+from minilm.corpus.sources import BLOCK, Source, cache_folder, open_source
+from minilm.corpus.tokenizer import (
+    CODE_POINTS,
+    END_OF_TEXT,
+    BPETokenizer,
+    CharTokenizer,
+    Tokenizer,
+    code_points,
+    load_tokenizer,
+)
+from minilm.errors import UserError
+
+FORMAT = 1
+SPLITS = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    folder: Path
+    meta: dict[str, Any]
+    train: np.ndarray  # token ids, uint16 or uint32, memory-mapped
+    val: np.ndarray
+    tokenizer: Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.meta["vocab_size"]
+
+    @property
+    def floor(self) -> float | None:
+        """The least possible mean loss on the validation split in nats a token, where the source knows it."""
+        floor = self.meta["floor"]
+        return floor and floor["nats"] / self.meta["val"]["tokens"]
+
+    def bits_per_byte(self, nats_per_token: float) -> float:
+        """A mean validation loss as bits for each byte of the text, which does not depend on the tokenizer."""
+        return nats_per_token / (math.log(2) * self.meta["bytes_per_token"])
+
+
+def prepared(config: DataConfig) -> Dataset:
+    """The dataset for `config` from the cache, prepared first where it is not there yet.
+
+    The cache is keyed by the content of the source and by every setting that changes what is written, so a changed
+    file is prepared anew and a moved one is not.
+    """
+    source = open_source(config)
+    settings = dataclasses.asdict(config)
+    used = ["tokenizer", "val_fraction", "split", "unknown"] + (["vocab_size"] if config.tokenizer == "bpe" else [])
+    key = json.dumps([FORMAT, source.fingerprint(), {name: settings[name] for name in used}])
+    folder = cache_folder() / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
+    if not (folder / "meta.json").exists():
+        prepare(config, folder, source)
+    return open_dataset(folder)
+
+
+def prepare(config: DataConfig, out: Path, source: Source | None = None) -> Path:
+    """Tokenize a source into the folder `out`, which appears whole or not at all. Memory does not grow with the text.
+
+    Raises UserError for a source that is empty or leaves a split empty, and for an `out` that holds other things.
+    """
+    source = source or open_source(config)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "meta.json").exists():
+        raise UserError(f"{out} exists and is no prepared data; name another folder by --out.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); name another folder.") from None
+    try:
+        _write(config, source, work)
+        if out.exists():
+            shutil.rmtree(out)
+        os.chmod(work, 0o755)
+        os.replace(work, out)
+    except OSError as error:
+        if not (out / "meta.json").exists():  # else another process prepared the same meanwhile
+            raise UserError(f"{out} could not be written ({error.strerror or error}).") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return out
+
+
+class _Spool:
+    """The text of a source on disk as UTF-8, with what one pass over it tells: the second pass knows where to cut."""
+
+    def __init__(self, source: Source, separator: str, path: Path):
+        self.path = path
+        self.seen = np.zeros(CODE_POINTS, dtype=bool)
+        # of each document, separator included
+        self.characters, self.bytes, self.hashes, self.log_probabilities = (
+            array("q"),
+            array("q"),
+            array("Q"),
+            array("d"),
+        )
+        digest, document = hashlib.sha256(), hashlib.blake2b(digest_size=8)
+        characters = size = 0
+        with open(path, "wb") as file:
+            for piece in source.pieces():
+                text = piece.text + separator if piece.ends_document and (characters or piece.text) else piece.text
+                encoded = text.encode("utf-8")
+                self.seen[code_points(text)] = True
+                file.write(encoded)
+                digest.update(encoded)
+                document.update(encoded)
+                characters += len(text)
+                size += len(encoded)
+                if piece.ends_document and characters:  # documents without text are passed over
+                    self.characters.append(characters)
+                    self.bytes.append(size)
+                    self.hashes.append(int.from_bytes(document.digest(), "little"))
+                    self.log_probabilities.append(math.nan if piece.log_probability is None else piece.log_probability)
+                if piece.ends_document:
+                    characters, size, document = 0, 0, hashlib.blake2b(digest_size=8)
+        self.sha256 = digest.hexdigest()
+
+    def read(self, start: int, end: int) -> Iterator[str]:
+        """The text between two byte positions that lie between characters, about BLOCK bytes at a time, cut after a
+        line end where there is one, so that no word or mark of a document's end is cut."""
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            held = b""
+            while start < end:
+                block = file.read(min(BLOCK, end - start))
+                start += len(block)
+                held += block
+                cut = len(held) if start >= end else held.rfind(b"\n") + 1
+                if cut:
+                    yield held[:cut].decode("utf-8")
+                    held = held[cut:]
+
+    def byte_at(self, characters: int) -> int:
+        """The byte position after so many characters."""
+        position = 0
+        with open(self.path, "rb") as file:
+            while characters:
+                block = np.frombuffer(file.read(BLOCK), dtype=np.uint8)
+                starts = np.flatnonzero((block & 0xC0) != 0x80)  # the bytes that begin a character
+                if len(starts) > characters:
+                    return position + int(starts[characters])
+                characters -= len(starts)
+                position += len(block)
+                if not len(block):
+                    break
+        return position
+
+
+def _write(config: DataConfig, source: Source, work: Path) -> None:
+    separator = {"char": "\n\n", "bpe": END_OF_TEXT + "\n"}[config.tokenizer] if source.separated else ""
+    spool = _Spool(source, separator, work / "text")
+    if not spool.bytes:
+        raise UserError(f"{config.source} is empty; it needs some text to learn from.")
+    rule = config.split if config.split != "auto" else "document" if source.by_document else "tail"
+    ranges = _by_document(spool, config) if rule == "document" else _tail(spool, config)
+
+    if config.tokenizer == "char":
+        tokenizer: Tokenizer = CharTokenizer.train(spool.seen, config.unknown)
+    else:
+        tokenizer = BPETokenizer.train(
+            (text for start, end in ranges["train"] for text in spool.read(start, end)), config.vocab_size
+        )
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "source": config.source,
+        "tokenizer": {"type": tokenizer.kind, "vocab_size": tokenizer.vocab_size, "unknown": config.unknown},
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype.name,
+        "split": {"rule": rule, "val_fraction": config.val_fraction},
+        "documents": len(spool.bytes),
+        "sha256": spool.sha256,
+    }
+    for split in SPLITS:
+        meta[split] = _tokenize(spool, ranges[split], tokenizer, dtype, work / f"{split}.bin")
+        if not meta[split]["tokens"]:
+            raise UserError(
+                f"{config.source} leaves the {split} split empty ({len(spool.bytes)} documents split by {rule}); give "
+                "more text, another --val-fraction, or --split tail."
+            )
+    meta["bytes_per_token"] = meta["val"]["bytes_per_token"]  # of the text that losses are measured on
+    meta["floor"] = _floor(spool, config) if rule == "document" and not separator else None
+    (work / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    (work / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    spool.path.unlink()
+
+
+def _tail(spool: _Spool, config: DataConfig) -> dict[str, list[tuple[int, int]]]:
+    """The first characters train and the last val_fraction of them validate, as nanoGPT does."""
+    total = sum(spool.characters)
+    cut, end = spool.byte_at(int(total * (1 - config.val_fraction))), sum(spool.bytes)
+    return {"train": [(0, cut)], "val": [(cut, end)]}
+
+
+def _is_val(spool: _Spool, config: DataConfig) -> np.ndarray:
+    """Documents go by a hash of their text, so that equal ones are never on both sides and an added one moves none."""
+    return np.frombuffer(spool.hashes, dtype=np.uint64) < np.uint64(config.val_fraction * 2**64)
+
+
+def _by_document(spool: _Spool, config: DataConfig) -> dict[str, list[tuple[int, int]]]:
+    is_val, ends = _is_val(spool, config), np.cumsum(np.frombuffer(spool.bytes, dtype=np.int64))
+    edges = np.flatnonzero(np.diff(is_val)) + 1  # where the side changes; neighbours on one side are read as one
+    bounds = [0, *ends[edges - 1].tolist(), int(ends[-1])]
+    sides = is_val[[0, *edges]]
+    runs = list(itertools.pairwise(bounds))
+    return {split: [r for r, v in zip(runs, sides, strict=True) if v == (split == "val")] for split in SPLITS}
+
+
+def _floor(spool: _Spool, config: DataConfig) -> dict[str, float] | None:
+    """What the true source itself gives the validation documents: no model can do better but by luck."""
+    is_val = _is_val(spool, config)
+    nats = -np.frombuffer(spool.log_probabilities)[is_val].sum()
+    if not np.isfinite(nats):
+        return None
+    characters = np.frombuffer(spool.characters, dtype=np.int64)[is_val].sum()
+    size = np.frombuffer(spool.bytes, dtype=np.int64)[is_val].sum()
+    return {
+        "nats": float(nats),
+        "nats_per_char": float(nats / characters),
+        "bits_per_byte": float(nats / size / math.log(2)),
+    }
+
+
+def _tokenize(
+    spool: _Spool, ranges: list[tuple[int, int]], tokenizer: Tokenizer, dtype: np.dtype, path: Path
+) -> dict[str, Any]:
+    tokens = characters = size = 0
+    digest = hashlib.sha256()
+    held: list[str] = []
+    with open(path, "wb") as file:
+
+        def flush() -> int:
+            encode_many = getattr(tokenizer, "encode_many", None)
+            ids = encode_many(held) if encode_many else tokenizer.encode("".join(held))
+            held.clear()
+            content = ids.astype(dtype).tobytes()
+            file.write(content)
+            digest.update(content)
+            return len(ids)
+
+        for start, end in ranges:
+            for text in spool.read(start, end):
+                held.append(text)
+                characters += len(text)
+                size += len(text.encode("utf-8"))
+                if sum(map(len, held)) >= BLOCK:
+                    tokens += flush()
+        if held:
+            tokens += flush()
+    return {
+        "tokens": tokens,
+        "characters": characters,
+        "bytes": size,
+        "bytes_per_token": size / max(tokens, 1),
+        "sha256": digest.hexdigest(),
+    }
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """A prepared folder, checked: sizes as meta.json says and every id within the vocabulary. Raises UserError."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"{folder} was prepared in format {meta['format']}; this version reads {FORMAT}: prepare it again."
+            )
+        arrays = {}
+        for split in SPLITS:
+            path = folder / f"{split}.bin"
+            dtype, tokens = np.dtype({"uint16": "<u2", "uint32": "<u4"}[meta["dtype"]]), meta[split]["tokens"]
+            if path.stat().st_size != tokens * dtype.itemsize:
+                raise UserError(
+                    f"{path} has {path.stat().st_size} bytes and meta.json says {tokens * dtype.itemsize}: the file is "
+                    "damaged, prepare the data again."
+                )
+            arrays[split] = np.memmap(path, dtype=dtype, mode="r")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename} is missing: {folder} is no prepared data (minilm prepare makes it)."
+        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / 'meta.json'} cannot be read ({error!r}): prepare the data again.") from None
+    for split, tokens in arrays.items():
+        if int(tokens.max()) >= meta["vocab_size"]:
+            at = int(np.argmax(tokens >= meta["vocab_size"]))
+            raise UserError(
+                f"{folder / split}.bin holds token {tokens[at]} at position {at} and the vocabulary has "
+                f"{meta['vocab_size']}: the file is damaged or not from this tokenizer, prepare the data again."
+            )
+    return Dataset(folder, meta, arrays["train"], arrays["val"], load_tokenizer(folder / "tokenizer.json"))
+
+
+class BatchSampler:
+    """Random windows of a token array: the batch of a step is a function of (seed, step) and of nothing else.
+
+    So any step's batch can be made at any time, in any process, and a resumed run goes on with the very batches it
+    would have had. Windows are drawn with replacement, as nanoGPT draws them.
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int, batch_size: int, seed: int):
+        if len(tokens) <= context_length:
+            raise UserError(
+                f"The training split has {len(tokens)} tokens and model.context_length is {context_length}; give at "
+                f"least {context_length + 1} tokens, or lower --set model.context_length."
+            )
+        self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.window = np.arange(context_length + 1)
+        self.starts = len(tokens) - context_length
+
+    def batch(self, step: int) -> np.ndarray:
+        """(batch_size, context_length + 1) int64: inputs without the last column, targets without the first."""
+        # counter-based (Salmon et al. 2011); raw words, because their stream never changes between NumPy versions
+        raw = np.random.Philox(key=self.seed, counter=step << 64).random_raw(self.batch_size)
+        offsets = (raw % np.uint64(self.starts)).astype(np.int64)
+        return self.tokens[offsets[:, None] + self.window].astype(np.int64)

@@ -1,0 +1,162 @@
+"""What this machine is: devices, number formats, peak rates, memory, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minilm.errors import UserError
+
+# Peak dense bf16 (fp16 where the chip has no bf16) rates with fp32 accumulation, TFLOP/s, without sparsity, from the
+# makers' data sheets. The longest name found in the device's name counts.
+PEAK_TFLOPS = {
+    "B200": 2250,
+    "GB200": 2500,
+    "B100": 1750,
+    "H200": 989,
+    "GH200": 989,
+    "H100": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H800": 989,
+    "A100": 312,
+    "A800": 312,
+    "A40": 149.7,
+    "A30": 165,
+    "A10G": 70,
+    "A10": 125,
+    "L40S": 362,
+    "L40": 181,
+    "L4": 121,
+    "RTX 6000 Ada": 364,
+    "RTX 5090": 209.5,
+    "RTX 4090": 165.2,
+    "RTX 4080": 97.5,
+    "RTX 3090": 71,
+    "RTX 3080": 59.5,
+    "V100": 125,
+    "T4": 65,
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda", "cuda:1" or "mps" means here. Raises UserError where it does not exist."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"train.device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
+    if (device.index or 0) >= count:
+        raise UserError(f"train.device is {name!r} and this machine has {count} of that kind; use auto or cpu.")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products. auto: bfloat16 on GPUs that have it, float16 on older ones, else float32."""
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.float32
+    if name == "float16" and device.type == "cpu":
+        raise UserError("train.dtype is 'float16' and the device is a CPU; use float32 or bfloat16 there.")
+    return DTYPES[name]
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
+    """The chip's peak rate in FLOP/s for `dtype`, or None where it is not known."""
+    if device.type != "cuda" or dtype == torch.float32:
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [chip for chip in PEAK_TFLOPS if chip.lower() in name.lower()]
+    return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0].split(":", 1)[1].strip() if models else cpu
+    return f"{cpu}, {os.cpu_count()} cores"
+
+
+def memory(device: torch.device) -> tuple[int, int] | None:
+    """(available, total) bytes of the device's memory, or None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return None
+    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines()}
+    return kilobytes["MemAvailable"] * 1024, kilobytes["MemTotal"] * 1024
+
+
+def versions() -> dict[str, str | None]:
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    import minilm
+
+    packages = ("torch", "triton", "numpy", "tokenizers", "matplotlib")
+    return {"minilm": minilm.__version__, "python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+def git_revision() -> str | None:
+    """The commit this code stands at, "+" where files differ from it, or None outside a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists() or not shutil.which("git"):
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        revision = git("rev-parse", "--short=12", "HEAD")
+        return revision + "+" * bool(git("status", "--porcelain", "--untracked-files=no")) if revision else None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def compiler_missing(device: torch.device) -> bool:
+    """Whether torch.compile has no C++ compiler to call."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return not any(shutil.which(name) for name in names)
+
+
+def saved_bytes(module: torch.nn.Module, *inputs: Any) -> int:
+    """Bytes that autograd keeps from a forward pass of `module` for its backward, its own parameters apart.
+
+    On meta tensors this costs no memory and no time to speak of, and counts what would be kept.
+    """
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that no other storage takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = module(*inputs)
+    total = sum(storage.nbytes() for storage in kept.values())
+    del result
+    return total

@@ -1,0 +1,71 @@
+"""Text from a run: load a checkpoint with any kernels, encode the prompt, decode what comes as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import kernels
+from minilm import hardware
+from minilm.corpus.tokenizer import Tokenizer, load_tokenizer
+from minilm.errors import UserError
+from minilm.model import GPT
+from minilm.training import checkpoint
+
+
+def load_run(
+    run: Path, which: str = "best", kernels_name: str = "auto", device_name: str = "auto", dtype: str = "float32"
+) -> tuple[GPT, Tokenizer]:
+    """The model of a run at the checkpoint "best", "last" or a step, ready to generate, and its tokenizer.
+
+    Raises UserError for what is missing, damaged or does not fit together.
+    """
+    device = hardware.resolve_device(device_name)
+    ops = kernels.select(kernels_name, device)
+    if not run.is_dir():
+        raise UserError(f"There is no run folder {run}; runs are listed by: ls runs")
+    path = checkpoint.find(run, which)
+    state = checkpoint.load(path, device)
+    config = checkpoint.config_of(state).model
+    tokenizer = load_tokenizer(run / "tokenizer.json")
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"{run}/tokenizer.json has {tokenizer.vocab_size} tokens and the model {config.vocab_size}.")
+    with torch.device(device):
+        model = GPT(config, ops, hardware.resolve_dtype(dtype, device))
+    checkpoint.load_weights(model, state, path)
+    return model.eval(), tokenizer
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str = "",
+    max_new_tokens: int = 500,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    unknown: str = "error",
+) -> Iterator[str]:
+    """What the model writes after `prompt`, in pieces as they are drawn; never a piece that ends within a character.
+
+    An empty prompt is taken as a blank line, after which a new document or speaker begins. seed None: from the clock.
+    """
+    device = model.head.weight.device
+    generator = torch.Generator(device)
+    _ = generator.seed() if seed is None else generator.manual_seed(seed)
+    context = tokenizer.encode(prompt, unknown) if prompt else tokenizer.encode("\n\n", unknown="replace")
+    ids = torch.tensor([context.tolist()], device=device)
+    pending: list[int] = []  # tokens that may end within a character: each holds some bytes of it
+    for token in model.stream(ids, max_new_tokens, temperature, top_k, top_p, generator):
+        if int(token) >= tokenizer.vocab_size:  # a padded vocabulary has ids that no text has
+            continue
+        pending.append(int(token))
+        text = tokenizer.decode(pending)
+        if not text.endswith("\ufffd") or len(pending) >= 4:
+            yield text
+            pending.clear()
+    if pending:
+        yield tokenizer.decode(pending)

@@ -1,0 +1,44 @@
+"""The mean loss over the whole validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from minilm.model import GPT
+
+BATCH_TOKENS = 16_384  # scored at a time
+
+
+@torch.no_grad()
+def evaluate(
+    model: GPT, tokens: np.ndarray, max_tokens: int = 0, forward: Callable[..., torch.Tensor] | None = None
+) -> float:
+    """Mean nats a token over `tokens` cut into windows of the model's context that do not overlap.
+
+    Every token but the first is predicted exactly once, the shorter last window's too. With max_tokens, about so many
+    are scored, in windows spaced evenly. forward: a compiled form of the model, for the windows of full length.
+    """
+    T, device = model.config.context_length, model.head.weight.device
+    training = model.training
+    model.eval()
+    starts = np.arange(0, len(tokens) - 1, T)
+    if max_tokens and len(starts) * T > max_tokens:
+        starts = starts[:: -(-len(starts) * T // max_tokens)]
+    full = starts[starts + T < len(tokens)]
+    rows = min(max(1, BATCH_TOKENS // T), max(1, len(full)))
+    batches = [full[i : i + rows] for i in range(0, len(full), rows)]
+    total = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    scored = 0
+    for batch in [*batches, *([s] for s in starts[len(full) :])]:
+        window = min(T, len(tokens) - 1 - int(batch[-1]))
+        ids = tokens[np.asarray(batch)[:, None] + np.arange(window + 1)].astype(np.int64)
+        ids = torch.from_numpy(ids).to(device)
+        call = forward if forward is not None and ids.shape == (rows, T + 1) else model
+        loss = call(ids[:, :-1], ids[:, 1:])
+        total += loss.to(total.device).double() * ids[:, 1:].numel()
+        scored += ids[:, 1:].numel()
+    model.train(training)
+    return total.item() / scored
