@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
 BACKENDS = ("reference", "torch", "triton")
-MODULES = {"reference": "kernels.reference", "torch": "kernels.aten"}
+MODULES = {"reference": "kernels.reference", "torch": "kernels.aten", "triton": "kernels.fused"}
 
 
 class BackendUnavailable(RuntimeError):
@@ -40,12 +41,17 @@ class Backend:
 OPS = tuple(field.name for field in fields(Backend) if field.name != "name")
 
 
+def interpreted() -> bool:
+    """Whether Triton kernels would run in Triton's interpreter: on any device, exactly, and very slowly."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
 def _why_not_triton(device: Any) -> str | None:
-    """None if the Triton backend can run on `device`, else the reason as the end of a sentence."""
-    if importlib.util.find_spec("kernels.fused") is None:
-        return "this version of minilm does not hold its Triton kernels yet"
+    """None if Triton kernels can be compiled for `device`, else the reason, as the end of a sentence."""
     if importlib.util.find_spec("triton") is None:
         return "the triton package is not installed (it exists for Linux only)"
+    if interpreted():
+        return "TRITON_INTERPRET is set, and interpreted kernels are for tests"
     import torch
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -70,9 +76,12 @@ def explain(name: str = "auto", device: Any = None) -> tuple[str, str]:
             return "triton", "auto: an NVIDIA GPU of compute capability 8.0 or more is present"
         return "torch", f"auto: not triton, because {reason}"
     if name == "triton":
+        if interpreted() and importlib.util.find_spec("triton") is not None:
+            return name, "asked for by name; interpreted, because TRITON_INTERPRET is set: right, and very slow"
         if reason is not None:
             raise BackendUnavailable(
-                f"--kernels triton cannot run here: {reason}; use --kernels torch, reference or auto."
+                f"--kernels triton cannot run here: {reason}; use --kernels torch, reference or auto, or set "
+                "TRITON_INTERPRET=1 to run the kernels slowly on any machine."
             )
         return name, "asked for by name"
     raise ValueError(f"kernels is {name!r}; it must be one of auto, {', '.join(BACKENDS)}")
@@ -90,4 +99,4 @@ def select(name: str = "auto", device: Any = None) -> Backend:
 
 def available(device: Any = None) -> tuple[str, ...]:
     """The names of the backends that can run on `device`."""
-    return BACKENDS if _why_not_triton(device) is None else BACKENDS[:2]
+    return BACKENDS if interpreted() or _why_not_triton(device) is None else BACKENDS[:2]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 import minilm
+from kernels import BackendUnavailable
 from minilm.errors import UserError
 
 KERNELS = click.Choice(["auto", "reference", "torch", "triton"])
@@ -25,7 +26,7 @@ def main() -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         sys.exit(2)
-    except (UserError, click.ClickException) as error:
+    except (UserError, BackendUnavailable, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
         click.echo(f"minilm: {text}", err=True)
         sys.exit(2)

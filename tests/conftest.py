@@ -1,6 +1,26 @@
-"""Shared by all tests: no downloads, no display, few threads, no cache outside the temporary folder."""
+"""Shared by all tests: no downloads, no display, and a cache of its own for prepared data."""
 
 import os
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors here are small: more threads only wait for each other
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Nothing that a test prepares touches the person's own cache; what one test prepared serves the next."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["MINILM_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """A small real-looking text of 40,000 characters, the same every time."""
+    path = tmp_path_factory.mktemp("text") / "rhymes.txt"
+    lines = [f"{n} green bottles hanging on the wall, and if {n % 7} should fall: {n * n}!" for n in range(700)]
+    path.write_text("\n".join(lines)[:40_000], encoding="utf-8")
+    return path

@@ -17,7 +17,9 @@ def print_summary(run: Run, console: Console) -> None:
     table.add_column(f"nats/{run.unit}", justify="right")
     table.add_column("bits/byte", justify="right")
     for row in run.baselines.get("orders", []):
-        table.add_row(f"{row['order']}-gram", f"{row['nats_per_token']:.4f}", f"{row['bits_per_byte']:.4f}", style="dim")
+        table.add_row(
+            f"{row['order']}-gram", f"{row['nats_per_token']:.4f}", f"{row['bits_per_byte']:.4f}", style="dim"
+        )
     for name, row in {"best": run.best, "final": run.eval_rows[-1]}.items():
         label = f"this model, {name} (step {row['step']})"
         table.add_row(label, f"{row['val_loss']:.4f}", f"{row['val_bpb']:.4f}", style="bold" if name == "best" else "")

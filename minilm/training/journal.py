@@ -70,6 +70,7 @@ class RunFolder:
         if not exists and path.exists() and (not path.is_dir() or any(p.name[0] != "." for p in path.iterdir())):
             raise UserError(f"{path} exists and is no run folder; name another folder by --out.")
         holder = path / ".holder"
+        self._made = [p for p in (path, *path.parents) if not p.exists()]
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock")
@@ -91,7 +92,8 @@ class RunFolder:
         if not (self.path / CONFIG).exists():  # it failed before it began: leave nothing behind
             (self.path / ".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                self.path.rmdir()
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.release()
 
     def metric(self, row: dict[str, Any]) -> None:

@@ -66,7 +66,12 @@ def train(
     """
     console = console or Console()
     with RunFolder(out, resume) as run, caught_signals() as caught:
-        changes = check_resume(read_config(out), config) if resume else []
+        changes = []
+        if resume:
+            saved = read_config(out)
+            if config.model.vocab_size is None:  # what the data has, as when the run was started
+                config = dataclasses.replace(config, model=saved.model)
+            changes = check_resume(saved, config)
         loop = prepare_loop(config, run, console, caught, command)
         if resume:
             loop.resume(changes)

@@ -1,0 +1,248 @@
+"""The command line: starts at once, does what its help says, and answers every mistake with one sentence and code 2."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import minilm
+from minilm.cli import main
+
+TINY = ["train", "--preset", "tiny", "--device", "cpu", "--no-report", "--set", "train.eval_tokens=500"]
+
+
+def run(*arguments, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "minilm", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        timeout=300,
+    )
+
+
+def run_here(*arguments):
+    """The command in this process: a fraction of a second instead of two, for what is refused before any training."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["minilm", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
+
+
+def refused(done, *sentences):
+    """One sentence on standard error, exit code 2, no traceback."""
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("minilm: "), done.stderr
+    for sentence in sentences:
+        assert sentence in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, text_file):
+    """A run of a few steps, made by the command."""
+    folder = tmp_path_factory.mktemp("cli")
+    done = run(*TINY, "--data", text_file, "--steps", 20, "--out", "run", "--set", "train.eval_interval=10", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+class TestHelp:
+    def test_help_loads_nothing_heavy(self):
+        code = "import sys, minilm.cli; print([m for m in ('torch', 'numpy', 'rich', 'matplotlib', 'tokenizers') if m in sys.modules])"
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        assert out.strip() == "[]"
+
+    @pytest.mark.parametrize("command", ["prepare", "train", "generate", "report", "baselines", "doctor"])
+    def test_every_command_explains_itself(self, command):
+        done = run(command, "--help")
+        assert (
+            done.returncode == 0
+            and f"minilm {command}" in done.stdout
+            and len(done.stdout) > 200
+            or command == "doctor"
+        )
+
+    def test_the_version_is_the_packages(self):
+        assert minilm.__version__ in run("--version").stdout
+
+
+class TestTrain:
+    def test_it_trains_compares_and_says_what_next(self, trained):
+        folder, done = trained
+        for words in ("kernels     torch (auto: not triton", "step 20: validation loss", "3-gram", "this model, best"):
+            assert words in done.stdout
+        assert "minilm generate --run run --stream" in done.stdout
+        saved = json.loads((folder / "run" / "config.json").read_text())
+        assert saved["facts"]["command"].startswith("minilm train --preset tiny")
+        orders = json.loads((folder / "run" / "baselines.json").read_text())["orders"]
+        assert [row["order"] for row in orders] == [1, 2, 3, 4, 5, 6]
+
+    def test_runs_are_numbered_and_resumed_by_preset(self, text_file, tmp_path):
+        for _ in range(2):
+            done = run(*TINY, "--data", text_file, "--steps", 2, "--no-baselines", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+        assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["tiny-001", "tiny-002"]
+        done = run("train", "--preset", "tiny", "--resume", "--steps", 4, "--no-baselines", "--no-report", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / "runs/tiny-002/config.json").read_text())["train"]["steps"] == 4
+        assert json.loads((tmp_path / "runs/tiny-001/config.json").read_text())["train"]["steps"] == 2
+
+    def test_every_setting_can_be_set(self, text_file, tmp_path):
+        settings = ("model.n_layers=1", "model.activation=swiglu", "train.lr=2e-3", "data.val_fraction=0.2")
+        done = run(
+            *TINY, "--data", text_file, "--steps", 1, "--seed", 5, "--dtype", "bfloat16", "--kernels", "reference",
+            "--save-at", "0,1", "--out", "run", "--no-baselines", *(w for s in settings for w in ("--set", s)), cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        saved = json.loads((tmp_path / "run" / "config.json").read_text())
+        assert saved["model"]["n_layers"] == 1 and saved["model"]["activation"] == "swiglu"
+        assert saved["train"]["lr"] == 2e-3 and saved["train"]["seed"] == 5 and saved["data"]["val_fraction"] == 0.2
+        assert saved["facts"]["dtype"] == "bfloat16" and saved["facts"]["kernels"] == "reference"
+        assert {"step_000000.pt", "step_000001.pt"} <= {p.name for p in (tmp_path / "run/checkpoints").iterdir()}
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+    def test_a_signal_ends_it_saved(self, number, code, text_file, tmp_path):
+        command = [sys.executable, "-m", "minilm", *TINY, "--data", str(text_file), "--steps", "100000", "--out", "run"]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not metrics.exists() or metrics.read_text().count("grad_norm") < 20:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[0]
+        assert process.returncode == code and "and saved" in said
+        assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
+
+
+class TestGenerate:
+    def test_greedy_text_is_the_same_through_both_backends(self, trained):
+        texts = [
+            run(
+                "generate", "--run", "run", "--temperature", 0, "--kernels", k, "--prompt", "1 green", cwd=trained[0]
+            ).stdout
+            for k in ("reference", "torch")
+        ]
+        assert texts[0] == texts[1] and texts[0].startswith("1 green") and len(texts[0]) > 500
+
+    def test_streamed_text_is_the_text(self, trained):
+        common = ("generate", "--run", "run", "--seed", 3, "--max-new-tokens", 80, "--top-k", 9, "--top-p", 0.9)
+        whole, streamed = run(*common, cwd=trained[0]).stdout, run(*common, "--stream", cwd=trained[0]).stdout
+        assert whole == streamed and len(whole) == 81
+        assert run(*common[:-4], cwd=trained[0]).stdout != whole
+
+    @pytest.mark.parametrize("which", ["best", "last"])
+    def test_a_checkpoint_can_be_chosen(self, trained, which):
+        done = run("generate", "--run", "run", "--checkpoint", which, "--max-new-tokens", 5, cwd=trained[0])
+        assert done.returncode == 0, done.stderr
+
+    def test_bytes_of_one_character_come_together(self, tmp_path):
+        (tmp_path / "a.txt").write_text("😀é漢字 " * 800, encoding="utf-8")
+        settings = ("--set", "data.tokenizer=bpe", "--set", "data.vocab_size=257", "--no-baselines")
+        done = run(
+            *TINY, "--data", "a.txt", "--steps", 30, "--set", "train.lr=1e-2", *settings, "--out", "r", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        common = ("generate", "--run", "r", "--seed", 1, "--max-new-tokens", 60)
+        whole, streamed = run(*common, cwd=tmp_path).stdout, run(*common, "--stream", cwd=tmp_path).stdout
+        assert whole == streamed
+
+    def test_mistakes_are_sentences(self, trained):
+        def generate(*arguments):
+            return run("generate", *arguments, cwd=trained[0])
+
+        refused(generate("--run", "nowhere"), "There is no run folder nowhere")
+        refused(generate("--run", "run", "--checkpoint", "77"), "has no checkpoint '77'; it has best, last")
+        refused(generate("--run", "run", "--prompt", "a€"), "'€' at position 1", "--unknown replace")
+        refused(generate("--run", "run", "--temperature", "-1"), "--temperature")
+        refused(generate("--run", "run", "--kernels", "triton"), "--kernels triton cannot run here")
+        assert (
+            generate("--run", "run", "--prompt", "a€", "--unknown", "replace", "--max-new-tokens", "3").returncode == 0
+        )
+
+
+class TestPrepare:
+    def test_it_writes_what_it_says(self, text_file, tmp_path):
+        done = run("prepare", text_file, "--out", "data", "--val-fraction", 0.25, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert {p.name for p in (tmp_path / "data").iterdir()} == {
+            "train.bin",
+            "val.bin",
+            "meta.json",
+            "tokenizer.json",
+        }
+        meta = json.loads((tmp_path / "data" / "meta.json").read_text())
+        assert f"{meta['val']['tokens']:,} tokens" in done.stdout and meta["val"]["tokens"] == 40_000 // 4
+        assert meta["split"] == {"rule": "tail", "val_fraction": 0.25}
+
+    def test_fables_print_their_floor(self, tmp_path):
+        done = run("prepare", "fables", "--characters", 30000, "--out", "data", cwd=tmp_path)
+        assert done.returncode == 0 and "floor 0." in done.stdout, done.stderr
+
+
+class TestMistakes:
+    def test_of_data(self, tmp_path, text_file):
+        (tmp_path / "empty.txt").touch()
+        (tmp_path / "short.txt").write_text("A short text.")
+        (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+        refused(run_here(*TINY, "--data", tmp_path / "missing.txt"), "There is no file", "missing.txt")
+        refused(run_here(*TINY, "--data", tmp_path / "empty.txt"), "empty.txt is empty")
+        refused(run_here(*TINY, "--data", tmp_path / "short.txt"), "12 tokens", "context_length is 32", "at least 33")
+        refused(run_here(*TINY, "--data", tmp_path / "latin.txt"), "latin.txt is not UTF-8", "offset 3")
+        refused(run_here("prepare", tmp_path / "latin.txt", "--out", tmp_path / "data"), "offset 3")
+
+    def test_of_settings(self, tmp_path):
+        refused(run_here("train", "--preset", "quik"), "no preset 'quik'", "did you mean quick?")
+        refused(run_here(*TINY, "--set", "train.lrr=1"), "no key train.lrr", "did you mean train.lr?")
+        refused(run_here(*TINY, "--set", "train.lr=fast"), "train.lr is 'fast'; it must be a number")
+        refused(run_here(*TINY, "--steps", "0"), "train.steps is 0; it must be at least 1")
+        refused(run_here(*TINY, "--device", "cuda"), "train.device is 'cuda' and this machine has 0 of that kind")
+        refused(run_here(*TINY, "--device", "quantum"), "train.device is 'quantum'")
+        refused(run_here(*TINY, "--dtype", "float16"), "train.dtype is 'float16' and the device is a CPU")
+        refused(run_here(*TINY, "--kernels", "cuda"), "--kernels")
+        refused(run_here("train", "--nonsense"), "--nonsense")
+        refused(run_here("nonsense"), "nonsense")
+
+    def test_triton_without_a_gpu_is_one_sentence(self, tmp_path):
+        environment = {"TRITON_INTERPRET": "0"}
+        refused(run(*TINY, "--kernels", "triton", cwd=tmp_path, **environment), "--kernels triton cannot run here")
+        assert not list(tmp_path.iterdir())
+
+    def test_compiling_without_a_compiler_is_one_sentence(self, tmp_path, text_file):
+        done = run(*TINY, "--data", text_file, "--compile", cwd=tmp_path, CXX="/nowhere/c++")
+        refused(done, "train.compile needs a C++ compiler", "install g++")
+
+    def test_of_folders(self, trained, text_file, tmp_path):
+        again = run(*TINY, "--data", text_file, "--out", "run", cwd=trained[0])
+        refused(again, "run holds a run already; continue it with --resume")
+        refused(run("train", "--out", tmp_path / "none", "--resume"), "none", "no config.json")
+        refused(
+            run("train", "--out", "run", "--resume", "--set", "train.lr=1", cwd=trained[0]), "cannot change train.lr"
+        )
+        refused(run("report", tmp_path), "is not a run folder")
+        refused(run("baselines", tmp_path / "none"), "no run folder")
+
+    def test_a_run_in_use_is_left_alone(self, trained, text_file):
+        from minilm.training.journal import RunFolder
+
+        with RunFolder(trained[0] / "run", resume=True):
+            done = run("train", "--out", "run", "--resume", "--steps", 99, cwd=trained[0])
+        refused(done, f"run is in use by process {os.getpid()}")
+
+
+def test_doctor_says_which_kernels_would_run_and_why():
+    done = run("doctor")
+    assert done.returncode == 0, done.stderr
+    for words in ("kernels auto", "torch (auto: not triton", "memory", "disk", "cache", "torch.compile"):
+        assert words in done.stdout
