@@ -23,7 +23,7 @@ def run(*arguments, cwd=None, **environment):
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "", **environment},
         timeout=300,
     )
 
@@ -58,19 +58,16 @@ def trained(tmp_path_factory, text_file):
 
 class TestHelp:
     def test_help_loads_nothing_heavy(self):
-        code = "import sys, minilm.cli; print([m for m in ('torch', 'numpy', 'rich', 'matplotlib', 'tokenizers') if m in sys.modules])"
+        heavy = ("torch", "numpy", "rich", "matplotlib", "tokenizers")
+        code = f"import sys, minilm.cli; print([m for m in {heavy} if m in sys.modules])"
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert out.strip() == "[]"
 
     @pytest.mark.parametrize("command", ["prepare", "train", "generate", "report", "baselines", "doctor"])
     def test_every_command_explains_itself(self, command):
         done = run(command, "--help")
-        assert (
-            done.returncode == 0
-            and f"minilm {command}" in done.stdout
-            and len(done.stdout) > 200
-            or command == "doctor"
-        )
+        assert done.returncode == 0 and f"Usage: minilm {command}" in done.stdout
+        assert command == "doctor" or f"\n  minilm {command} " in done.stdout  # an example
 
     def test_the_version_is_the_packages(self):
         assert minilm.__version__ in run("--version").stdout
@@ -101,7 +98,8 @@ class TestTrain:
         settings = ("model.n_layers=1", "model.activation=swiglu", "train.lr=2e-3", "data.val_fraction=0.2")
         done = run(
             *TINY, "--data", text_file, "--steps", 1, "--seed", 5, "--dtype", "bfloat16", "--kernels", "reference",
-            "--save-at", "0,1", "--out", "run", "--no-baselines", *(w for s in settings for w in ("--set", s)), cwd=tmp_path,
+            "--save-at", "0,1", "--out", "run", "--no-baselines", *(w for s in settings for w in ("--set", s)),
+            cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         saved = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -215,8 +213,7 @@ class TestMistakes:
         refused(run_here("nonsense"), "nonsense")
 
     def test_triton_without_a_gpu_is_one_sentence(self, tmp_path):
-        environment = {"TRITON_INTERPRET": "0"}
-        refused(run(*TINY, "--kernels", "triton", cwd=tmp_path, **environment), "--kernels triton cannot run here")
+        refused(run(*TINY, "--kernels", "triton", cwd=tmp_path), "--kernels triton cannot run here", "needs an NVIDIA GPU")
         assert not list(tmp_path.iterdir())
 
     def test_compiling_without_a_compiler_is_one_sentence(self, tmp_path, text_file):
