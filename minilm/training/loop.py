@@ -252,8 +252,8 @@ class Loop:
         )
         if state.bad_steps >= c.max_bad_steps:
             raise UserError(
-                f"{state.bad_steps} steps in a row had a non-finite loss or gradient, up to step {state.step}, and were "
-                "skipped; start anew with a lower train.lr or with train.dtype=float32."
+                f"{state.bad_steps} steps in a row had a non-finite loss or gradient, up to step {state.step}, and "
+                "were skipped; start anew with a lower train.lr or with train.dtype=float32."
             )
 
     def judge(self, step: int, loss: float, norm: float, line: ProgressLine) -> None:

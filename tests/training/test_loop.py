@@ -1,6 +1,7 @@
 """Training: learns, says what happened, loses nothing, and goes on from where it was, bit for bit."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -77,7 +78,7 @@ class TestOneRun:
         assert [row["step"] for row in steps] == list(range(1, 61))
         assert all(row.keys() == {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "wall"} for row in steps)
         assert [row["tokens"] for row in steps] == [128 * s for s in range(1, 61)]
-        assert all(a["wall"] < b["wall"] for a, b in zip(steps, steps[1:], strict=False))
+        assert all(a["wall"] < b["wall"] for a, b in itertools.pairwise(steps))
         evaluations = [row for row in rows if "val_loss" in row]
         assert [row["step"] for row in evaluations] == [0, 20, 40, 60]
         assert evaluations[0].keys() == {"step", "tokens", "val_loss", "val_bpb", "wall"}

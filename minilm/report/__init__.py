@@ -1,0 +1,1 @@
+"""Reports of training runs, made from their run folders alone."""
