@@ -29,4 +29,4 @@ def print_summary(run: Run, console: Console) -> None:
     console.print(table)
     if run.samples:
         console.print("A sample:", style="dim")
-        console.print(run.samples[-1][1][-1]["text"].strip(), highlight=False, markup=False)
+        console.print(run.samples[-1][1][0]["text"].strip(), highlight=False, markup=False)

@@ -147,11 +147,15 @@ def _progress(run: Run) -> list[dict[str, Any]]:
 
 
 def _last_samples(run: Run) -> dict[str, Any]:
-    if not run.samples:
-        return {}
+    if not run.samples or (len(run.samples) > 1 and len(run.samples[-1][1]) == 1 and len(_first(run)) <= 360):
+        return {}  # what there is stands among the samples by step already
     step, samples = run.samples[-1]
     shown = [_sample(sample, CHARACTERS_SHOWN) for sample in samples[:SAMPLES_SHOWN]]
     return {"step": f"{step:,}", "shown": shown, "more": len(samples) - len(shown)}
+
+
+def _first(run: Run) -> str:
+    return run.samples[-1][1][0]["text"]
 
 
 def _sample(sample: dict[str, Any], limit: int) -> dict[str, Any]:
@@ -183,7 +187,12 @@ def _events(run: Run) -> dict[str, Any]:
 
 
 def _settings(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
-    tables = (("Model", run.model), ("Training", run.train), ("Data", table(run.config, "data")))
+    data = dict(table(run.config, "data"))
+    of_no_effect = {"vocab_size"} if data.get("tokenizer") == "char" else set()
+    of_no_effect |= {"field"} if ".jsonl" not in str(data.get("source")) else set()
+    of_no_effect |= {"characters", "seed"} if data.get("source") != "fables" else set()
+    data = {key: value for key, value in data.items() if key not in of_no_effect}
+    tables = (("Model", run.model), ("Training", run.train), ("Data", data))
     return [
         (title, [(key, str(value) if key == "seed" else words.setting(value)) for key, value in settings.items()])
         for title, settings in tables

@@ -31,7 +31,8 @@ from minilm.training.journal import RunFolder
 from minilm.training.optimizer import build_optimizer, learning_rate
 from minilm.training.progress import ProgressLine, duration, facts_table, size
 
-SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 300, 0.8
+SAMPLE_TOKENS = 400
+SAMPLE_TEMPERATURES = (0.8, 0.5, 1.0)  # the first at every sampling, all at the last
 SPIKE_SIGMAS, SPIKE_AFTER = 6.0, 100  # a loss so far above its moving average, after so many steps, is an event
 
 
@@ -310,13 +311,18 @@ class Loop:
 
     def sample(self) -> None:
         """What the model writes now, drawn from a generator of its own: training is the same with or without."""
-        generator = torch.Generator(self.device).manual_seed(self.config.train.seed)
+        seed, samples = self.config.train.seed, []
         start = self.data.tokenizer.encode("\n\n", unknown="replace")
         context = torch.tensor(start[None].tolist(), device=self.device)
-        out = self.model.generate(context, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, generator=generator)
-        text = self.data.tokenizer.decode(out[0, len(start) :].tolist())
-        sample = {"prompt": "", "temperature": SAMPLE_TEMPERATURE, "top_k": None, "top_p": None}
-        self.run.sample(self.state.step, [{**sample, "seed": self.config.train.seed, "text": text}])
+        for temperature in (
+            SAMPLE_TEMPERATURES if self.state.step == self.config.train.steps else SAMPLE_TEMPERATURES[:1]
+        ):
+            generator = torch.Generator(self.device).manual_seed(seed)
+            out = self.model.generate(context, SAMPLE_TOKENS, temperature, generator=generator)
+            text = self.data.tokenizer.decode(out[0, len(start) :].tolist())
+            how = {"prompt": "", "temperature": temperature, "top_k": None, "top_p": None, "seed": seed}
+            samples.append({**how, "text": text})
+        self.run.sample(self.state.step, samples)
 
     def weights(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "config": self.config.to_dict(), "step": self.state.step}

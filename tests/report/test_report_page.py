@@ -9,6 +9,8 @@ import pytest
 
 from minilm.errors import UserError
 from minilm.report.page import write_report
+from minilm.report.runs import read_run
+from minilm.report.views import _settings
 
 VOID = {"meta", "link", "br"}
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\n| a `b` ````c```` \x00\x1b[31m'
@@ -340,3 +342,14 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(make_run, tm
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         write_report([make_run(steps=4)], tmp_path / "file")
+
+
+def test_settings_without_effect_are_not_listed(make_run):
+    folder = make_run()
+
+    def listed(**data):
+        edit(folder / "config.json", lambda c: c["data"].update(data))
+        return dict(dict(_settings(read_run(folder)))["Data"]).keys()
+
+    assert not {"vocab_size", "seed"} & listed(source="my.txt", tokenizer="char", vocab_size=4096, seed=7)
+    assert {"vocab_size", "seed"} <= listed(source="fables", tokenizer="bpe")

@@ -103,7 +103,8 @@ class TestOneRun:
         samples = sorted((run[0] / "samples").iterdir())
         assert [p.name for p in samples] == ["step_000000.json", "step_000030.json", "step_000060.json"]
         content = json.loads(samples[-1].read_text())
-        assert content["step"] == 60 and len(content["samples"][0]["text"]) == 300
+        assert content["step"] == 60 and [s["temperature"] for s in content["samples"]] == [0.8, 0.5, 1.0]
+        assert {len(s["text"]) for s in content["samples"]} == {400}
 
     def test_events_tell_what_happened(self, run):
         events = [row["event"] for row in read_rows(run[0] / "events.jsonl")]
