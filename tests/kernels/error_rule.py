@@ -28,4 +28,6 @@ def assert_close_by_rule(fused: Tensor, plain_same_dtype: Tensor, ref64: Tensor,
     error, plain_error = largest(fused - ref64), largest(plain_same_dtype - ref64)
     floor = 2 * torch.finfo(fused.dtype).eps * largest(ref64) or 1e-6
     allowed = 2 * plain_error + floor
-    assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e} (plain PyTorch errs by {plain_error:.3e})"
+    assert error <= allowed, (
+        f"{name}: error {error:.3e}, allowed {allowed:.3e} (plain PyTorch errs by {plain_error:.3e})"
+    )

@@ -1,0 +1,60 @@
+"""Makes Triton's interpreter (TRITON_INTERPRET=1) round and multiply bfloat16 as a GPU does.
+
+The interpreter holds bfloat16 as its 16 raw bits in NumPy's uint16. As shipped (Triton 3.6 and 3.7) tl.dot multiplies
+those bits as integers, and a cast from float32 drops the low bits where the hardware rounds to the nearest even.
+mend() replaces both. Other arithmetic on bfloat16 stays wrong there, so a kernel upcasts before it calculates.
+
+Triton 3.6 also calls int() on arrays of one element and more than zero dimensions, which NumPy 2.4 refuses; loop
+bounds are therefore unpacked here too.
+"""
+
+import numpy as np
+import triton.language as tl
+from triton.runtime import interpreter as _interpreter
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+
+def widen(bits: np.ndarray) -> np.ndarray:
+    """bfloat16 as uint16 bits, any shape, to the float32 of the same value."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """Floats, any shape, to bfloat16 as uint16 bits: nearest, ties to even; NaN stays NaN, overflow is infinite."""
+    bits = np.asarray(values, dtype=np.float32).copy().view(np.uint32)
+    half = 0x7FFF + ((bits >> 16) & 1)  # just under half a unit of the last place kept, and half of it on odd values
+    rounded = (bits.astype(np.uint64) + half) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def _is_bfloat16(dtype: tl.dtype) -> bool:
+    return dtype.scalar == tl.bfloat16
+
+
+def _as_float32(handle: TensorHandle) -> TensorHandle:
+    return TensorHandle(widen(handle.data), tl.float32) if _is_bfloat16(handle.dtype) else handle
+
+
+def mend() -> None:
+    """Install the corrections, once; calling it again changes nothing. To be called before the first launch."""
+    if hasattr(InterpreterBuilder, "_bfloat16_mended"):
+        return
+    stock_dot, stock_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+    stock_lang_tensor = _interpreter._patch_lang_tensor
+
+    def create_dot(self, a, b, d, *rest):
+        return stock_dot(self, _as_float32(a), _as_float32(b), d, *rest)
+
+    def cast_impl(self, src, dst_type):
+        src = _as_float32(src)
+        if _is_bfloat16(dst_type):
+            return TensorHandle(narrow(src.data), tl.bfloat16)
+        return stock_cast(self, src, dst_type)
+
+    def patch_lang_tensor(tensor, scope):
+        stock_lang_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    _interpreter._patch_lang_tensor = patch_lang_tensor
+    InterpreterBuilder._bfloat16_mended = True

@@ -1,0 +1,580 @@
+"""What kernels.fused.attention promises, held against kernels.reference in float64."""
+
+import math
+import mmap
+
+import pytest
+import torch
+import torch.nn.functional as F
+from error_rule import assert_close_by_rule
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+pytest.importorskip("triton")
+
+from kernels import dropout, reference
+from kernels.fused import attention, tuning
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SEED = -(2**62) + 12345  # both halves of its 64 bits matter
+
+
+@pytest.fixture(autouse=True)
+def tiles(monkeypatch):
+    """Small tiles, so that short sequences have several; call it for others. BLOCK_M and BLOCK_N differ on purpose."""
+
+    def use(block_m, block_n):
+        config = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4, "num_stages": 1}
+        monkeypatch.setattr(tuning, "lookup", lambda *args, **kwargs: config)
+
+    use(32, 16)
+    return use
+
+
+def draw(shapes, device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
+
+
+def with_gradients(op, inputs, dtype, upstream, **options):
+    """The output of op and the gradients of its inputs, all computed in dtype."""
+    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    out = op(*inputs, **options)
+    return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(dtype))]
+
+
+def hold_the_rule(inputs, dtype, upstream, **options):
+    """Inputs and upstream are rounded to dtype first: all three computations start from the same numbers."""
+    inputs, upstream = [x.to(dtype) for x in inputs], upstream.to(dtype)
+    fused = with_gradients(attention.causal_attention, inputs, dtype, upstream, **options)
+    plain = with_gradients(reference.causal_attention, inputs, dtype, upstream, **options)
+    ref64 = with_gradients(reference.causal_attention, inputs, torch.float64, upstream, **options)
+    for name, *values in zip(("out", "dq", "dk", "dv"), fused, plain, ref64, strict=True):
+        assert_close_by_rule(*values, name)
+
+
+def heads_of(B, H, Hkv, Tq, Tk, D, device, seed=0):
+    return draw([(B, H, Tq, D), (B, Hkv, Tk, D), (B, Hkv, Tk, D), (B, H, Tq, D)], device, seed)
+
+
+# --- values and gradients --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("B", "H", "Hkv", "Tq", "Tk", "D", "blocks"),
+    [
+        (1, 1, 1, 1, 1, 16, (32, 16)),
+        (1, 2, 2, 64, 64, 64, (16, 32)),
+        (1, 1, 1, 77, 77, 64, (32, 16)),
+        (2, 3, 1, 33, 33, 32, (32, 16)),
+        (1, 4, 2, 35, 35, 16, (16, 32)),
+        (1, 2, 2, 1, 50, 64, (32, 16)),
+        (1, 2, 1, 23, 53, 40, (16, 16)),
+        (1, 1, 1, 47, 48, 80, (16, 32)),
+        (1, 1, 1, 31, 31, 96, (16, 16)),
+        (1, 1, 1, 20, 20, 128, (16, 16)),
+        (1, 1, 1, 18, 18, 256, (16, 16)),
+        (1, 1, 1, 9, 9, 8, (16, 16)),
+    ],
+    ids=str,
+)
+def test_output_and_gradients_are_as_close_as_the_dtype_allows(B, H, Hkv, Tq, Tk, D, blocks, dtype, device, tiles):
+    tiles(*blocks)
+    *inputs, upstream = heads_of(B, H, Hkv, Tq, Tk, D, device)
+    hold_the_rule(inputs, dtype, upstream)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    Tk=st.integers(1, 70), missing=st.integers(0, 40), group=st.integers(1, 3), D=st.integers(1, 72),
+    dtype=st.sampled_from(DTYPES), dropout_p=st.sampled_from((0.0, 0.3)),
+    blocks=st.sampled_from(((16, 16), (32, 16), (16, 32), (64, 32))),
+)  # fmt: skip
+def test_any_shape_is_as_close_as_the_dtype_allows(Tk, missing, group, D, dtype, dropout_p, blocks, device, tiles):
+    tiles(*blocks)
+    *inputs, upstream = heads_of(1, group, 1, max(1, Tk - missing), Tk, D, device)
+    hold_the_rule(inputs, dtype, upstream, dropout_p=dropout_p, dropout_seed=SEED)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.0, -0.4], ids=str)
+def test_any_scale_is_allowed(scale, dtype, device):
+    *inputs, upstream = heads_of(1, 1, 1, 40, 40, 16, device)
+    hold_the_rule(inputs, dtype, upstream, scale=scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_logits_far_from_zero_cost_no_more_than_they_cost_pytorch(dtype, device):
+    """Every logit of a row is 500 more, or less, which changes no weight: the maximum must be taken out in time."""
+    q, k, v, upstream = heads_of(1, 1, 1, 40, 40, 64, device)
+    q[..., 0] = torch.where(torch.arange(40, device=device) % 2 == 0, 50.0, -50.0)
+    k[..., 0] = 80.0
+    hold_the_rule([q, k, v], dtype, upstream)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weights_that_are_all_0_or_1_are_exact_and_their_gradients_finite(dtype, device):
+    """dq and dk are differences of equal numbers then; plain softmax has them exactly 0, and one pass cannot."""
+    q, k, v, upstream = (x.to(dtype) for x in heads_of(1, 1, 1, 40, 40, 64, device))
+    q, k = q * 60, k * 60
+    fused, *gradients = with_gradients(attention.causal_attention, (q, k, v), dtype, upstream)
+    plain, ref64 = (reference.causal_attention(*(x.to(t) for x in (q, k, v))) for t in (dtype, torch.float64))
+    assert_close_by_rule(fused, plain, ref64, "out")
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_lse_is_the_base_2_logarithm_of_the_row_sums(device):
+    q, k, v = (x.float() for x in heads_of(1, 2, 1, 21, 37, 32, device)[:3])
+    _, lse = torch.ops.minilm.causal_attention(q, k, v, 0.3, 0.0, None)
+    scores = q.double() @ k.double().repeat_interleave(2, 1).mT * 0.3
+    seen = torch.ones(21, 37, dtype=torch.bool, device=device).tril(16)
+    expected = scores.masked_fill(~seen, -math.inf).logsumexp(-1) / math.log(2)
+    torch.testing.assert_close(lse.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+# --- what a row may see, and what a program may touch ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("Tq", "Tk"), [(50, 50), (19, 50)])
+def test_a_row_depends_on_nothing_after_it(Tq, Tk, device):
+    q, k, v, _ = heads_of(1, 1, 1, Tq, Tk, 16, device)
+    whole = attention.causal_attention(q.float(), k.float(), v.float())
+    for row in (0, 1, 15, 16, 17, Tq - 2):
+        k2, v2 = k.clone(), v.clone()
+        k2[:, :, Tk - Tq + row + 1 :], v2[:, :, Tk - Tq + row + 1 :] = 1e4, -1e4
+        changed = attention.causal_attention(q.float(), k2.float(), v2.float())
+        assert torch.equal(changed[:, :, : row + 1], whole[:, :, : row + 1]), f"row {row} saw a later key"
+        assert not torch.equal(changed[:, :, row + 1], whole[:, :, row + 1]), f"row {row + 1} did not see itself"
+
+
+def test_queries_are_the_last_rows(device):
+    q, k, v, _ = (x.float() for x in heads_of(1, 2, 2, 45, 45, 16, device))
+    whole = attention.causal_attention(q, k, v)
+    for Tq in (1, 7, 32):
+        last = attention.causal_attention(q[:, :, -Tq:], k, v)
+        torch.testing.assert_close(last, whole[:, :, -Tq:], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("D", [16, 24])
+def test_memory_around_the_tensors_is_neither_used_nor_written(D, device):
+    """Each tensor is a window of a larger one that is NaN elsewhere, before and after every row and every head."""
+
+    def window(T):
+        whole = torch.full((1, T + 40, 3, 32), math.nan, device=device)
+        return whole, whole[:, 20 : 20 + T, 1:2, 4 : 4 + D].transpose(1, 2)
+
+    Tq, Tk = 21, 37
+    *values, upstream = heads_of(1, 1, 1, Tq, Tk, D, device)
+    names, lengths = ("q", "k", "v", "do", "out", "dq", "dk", "dv"), (Tq, Tk, Tk, Tq, Tq, Tq, Tk, Tk)
+    wholes, views = zip(*(window(T) for T in lengths), strict=True)
+    q, k, v, do, out, dq, dk, dv = views
+    for view, value in zip((q, k, v, do), (*values, upstream), strict=True):
+        view.copy_(value)
+    around_lse = torch.full((Tq + 64,), math.nan, device=device)
+    lse = around_lse[:Tq].view(1, 1, Tq)
+    attention._launch_forward(q, k, v, out, lse, 0.3, 0.0, None)
+    attention._launch_backward(do, q, k, v, out, lse, dq, dk, dv, 0.3, 0.0, None)
+    expected = with_gradients(reference.causal_attention, values, torch.float64, upstream, scale=0.3)
+    for got, wanted in zip((out, dq, dk, dv), expected, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+    assert around_lse[Tq:].isnan().all()
+    for name, whole, view in zip(names, wholes, views, strict=True):
+        view.fill_(math.nan)
+        assert whole.isnan().all(), f"something was written around {name}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_element_of_every_result_is_written(dtype, device, nan_filled_empties):
+    assert torch.empty(3).isnan().all(), "this test needs torch.empty to give NaN"
+    *inputs, upstream = heads_of(2, 2, 1, 17, 39, 24, device)
+    for result in with_gradients(attention.causal_attention, inputs, dtype, upstream):
+        assert result.isfinite().all()
+    qkv, upstream = draw([(2, 19, 4 * 24), (2, 19, 2 * 24)], device)
+    for result in with_gradients(packed(2, 1), [qkv], dtype, upstream):
+        assert result.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [
+        ((2, 2, 3, 16), (2**29, 2**31, 2**30 + 16, 1)),  # rows of one tile beyond 32 bits, heads too
+        ((1, 1, 325, 16), (16, 16, 2**23 - 16, 1)),  # each tile within 32 bits, and the last tile beyond them
+    ],
+    ids=["wide", "long"],
+)
+def test_offsets_beyond_32_bits_reach_the_right_element(shape, strides, device, tiles):
+    """Views of gigabytes of address space, of which only the pages that are touched ever become memory."""
+    if device != "cpu":
+        pytest.skip("a GPU has no memory that is not there; the large shapes below reach beyond 2^31 elements")
+    tiles(64, 64)
+    size = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+
+    def spread():
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        space = mmap.mmap(-1, 2 * size, flags=flags)
+        space.madvise(mmap.MADV_NOHUGEPAGE)
+        return torch.frombuffer(space, dtype=torch.float16).as_strided(shape, strides)
+
+    near = [x.half() for x in draw([shape] * 4, device)]
+    q, k, v, do, out, dq, dk, dv = (spread() for _ in range(8))
+    for x, value in zip((q, k, v, do), near, strict=True):
+        x.copy_(value)
+    lse = torch.empty(shape[:3])
+    attention._launch_forward(q, k, v, out, lse, 0.25, 0.0, None)
+    attention._launch_backward(do, q, k, v, out, lse, dq, dk, dv, 0.25, 0.0, None)
+    expected = with_gradients(attention.causal_attention, near[:3], torch.float16, near[3])
+    for got, wanted in zip((out, dq, dk, dv), expected, strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_batch_times_heads_may_pass_65535(device, monkeypatch):
+    """y and z of a grid end there: every program is counted on x."""
+    grids = []
+
+    class Spy:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **kwargs: None
+
+    for name in ("_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel"):
+        monkeypatch.setattr(attention, name, Spy())
+    x = torch.empty(1, 1, 40, 16, device=device).expand(700, 100, 40, 16)
+    lse = torch.empty(700, 100, 40, device=device)
+    attention._launch_forward(x, x, x, x, lse, 1.0, 0.0, None)
+    attention._launch_backward(x, x, x, x, x, lse, x, x, x, 1.0, 0.0, None)
+    assert grids == [(70000 * 2,), (70000 * 2,), (70000 * 3,)]
+
+
+# --- strides ---------------------------------------------------------------------------------------------------------
+
+
+def packed(n_heads, n_kv_heads, module=attention):
+    return lambda qkv, **options: module.causal_attention_packed(qkv, n_heads, n_kv_heads, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "Hkv", "D"), [(2, 2, 16), (3, 1, 40)])
+def test_packed_is_as_close_as_the_dtype_allows(H, Hkv, D, dtype, device):
+    qkv, upstream = (x.to(dtype) for x in draw([(2, 37, (H + 2 * Hkv) * D), (2, 37, H * D)], device))
+    runs = [
+        with_gradients(packed(H, Hkv, module), [qkv], run_dtype, upstream, dropout_p=0.2, dropout_seed=SEED)
+        for module, run_dtype in ((attention, dtype), (reference, dtype), (reference, torch.float64))
+    ]
+    for name, *values in zip(("out", "dqkv"), *runs, strict=True):
+        assert_close_by_rule(*values, name)
+
+
+def test_packed_gives_the_bits_of_separate_tensors_and_one_gradient(device):
+    qkv, upstream = (x.half() for x in draw([(2, 37, 4 * 16), (2, 37, 2 * 16)], device))
+    out, dqkv = with_gradients(packed(2, 1), [qkv], torch.float16, upstream)
+    separate = reference.unpack_heads(qkv, 2, 1)
+    upstream = upstream.view(2, 37, 2, 16).transpose(1, 2)
+    expected, *gradients = with_gradients(attention.causal_attention, separate, torch.float16, upstream)
+    assert torch.equal(out, expected.transpose(1, 2).flatten(2))
+    assert torch.equal(dqkv, torch.cat(gradients, dim=1).transpose(1, 2).flatten(2))
+    assert dqkv.is_contiguous()
+
+
+def test_nothing_is_copied_but_a_gradient_whose_last_stride_is_not_1(device, monkeypatch):
+    qkv, upstream, wide = (x.float() for x in draw([(1, 20, 4 * 16), (1, 20, 2 * 16), (1, 20, 2 * 32)], device))
+    qkv.requires_grad_()
+    copies = []
+    for name in ("contiguous", "clone", "copy_", "reshape"):
+        original = getattr(torch.Tensor, name)
+
+        def spy(self, *args, name=name, original=original, **kwargs):
+            copies.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, spy)
+    out = attention.causal_attention_packed(qkv, 2, 1)
+    assert out.is_contiguous()
+    torch.autograd.grad(out, qkv, upstream, retain_graph=True)
+    torch.autograd.grad(out, qkv, wide[..., :32], retain_graph=True)
+    assert copies == []
+    torch.autograd.grad(out, qkv, wide[..., ::2])
+    assert copies == ["contiguous"]
+
+
+def test_any_strides_give_the_same_bits(device):
+    """Time before heads, heads before batch, keys expanded over heads, rows far apart, an odd start."""
+    q, k, v, upstream = (x.half() for x in heads_of(2, 2, 2, 21, 21, 16, device))
+    k, v = k[:, :1].expand(2, 2, 21, 16), v[:1].expand(2, 2, 21, 16)
+
+    def layout(x, order):
+        return x.permute(order).contiguous().permute([order.index(i) for i in range(4)])
+
+    def spaced(x):
+        return F.pad(x, (1, 2))[..., 1:-2]
+
+    def forms(x):
+        return layout(x, (0, 2, 1, 3)), layout(x, (1, 0, 2, 3)), spaced(x)
+
+    expected = with_gradients(attention.causal_attention, [q, k.clone(), v.clone()], torch.float16, upstream)
+    for form in range(3):
+        inputs = [forms(q)[form], k, forms(v)[form]]
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = attention.causal_attention(*leaves)
+        for got, wanted in zip([out, *torch.autograd.grad(out, leaves, forms(upstream)[form])], expected, strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_upstream_gradients_of_any_stride_give_the_same_bits(device):
+    inputs = [x.half().requires_grad_() for x in heads_of(1, 2, 2, 21, 21, 16, device)[:3]]
+    out = attention.causal_attention(*inputs)
+    row = torch.linspace(-1, 1, 16, device=device, dtype=torch.float16)
+    full = row.expand(1, 2, 21, 16).contiguous()
+    for strange in (
+        row.expand(1, 2, 21, 16),
+        full.mT.contiguous().mT,
+        full.transpose(0, 2).contiguous().transpose(0, 2),
+    ):
+        for got, wanted in zip(
+            torch.autograd.grad(out, inputs, strange, retain_graph=True),
+            torch.autograd.grad(out, inputs, full, retain_graph=True),
+            strict=True,
+        ):
+            assert torch.equal(got, wanted)
+    ones = torch.autograd.grad(out, inputs, torch.ones_like(out), retain_graph=True)
+    for got, wanted in zip(torch.autograd.grad(out.sum(), inputs), ones, strict=True):
+        assert torch.equal(got, wanted)
+
+
+# --- dropout ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32, SEED])
+def test_the_dropout_mask_is_the_reference_mask_bit_by_bit(seed, device):
+    """With equal logits, and the identity as values, the output shows which weights were kept."""
+    T, p = 45, 0.4
+    zero = torch.zeros(2, 3, T, 64, device=device)
+    v = torch.eye(T, 64, device=device).expand(2, 3, T, 64)
+    for offset in (0, 13):
+        q = zero[:, :, offset:]
+        out = attention.causal_attention(q, zero, v, dropout_p=p, dropout_seed=seed)[..., :T]
+        rows, columns = torch.arange(offset, T, device=device), torch.arange(T, device=device)
+        keep = dropout.keep_mask(p, seed, 6, rows, columns).view(2, 3, T - offset, T) & (columns <= rows[:, None])
+        assert torch.equal(out != 0, keep)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_dropout_obeys_the_error_rule_forward_and_backward(dtype, device):
+    *inputs, upstream = heads_of(2, 2, 1, 33, 40, 24, device)
+    hold_the_rule(inputs, dtype, upstream, dropout_p=0.3, dropout_seed=SEED)
+
+
+def test_the_seed_is_read_when_the_kernel_runs(device):
+    """A CUDA graph replays the launch with the same pointer: the number behind it must count, not the one captured."""
+    q, k, v = (x.float() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3])
+    seed = torch.tensor(7, device=device)
+    first = attention.causal_attention(q, k, v, dropout_p=0.5, dropout_seed=seed)
+    assert torch.equal(first, attention.causal_attention(q, k, v, dropout_p=0.5, dropout_seed=7))
+    seed += 1
+    second = attention.causal_attention(q, k, v, dropout_p=0.5, dropout_seed=seed)
+    assert torch.equal(second, attention.causal_attention(q, k, v, dropout_p=0.5, dropout_seed=8))
+    assert not torch.equal(first, second)
+
+
+# --- determinism, autograd, autocast, the compiler ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_two_runs_give_the_same_bits(dtype, device):
+    *inputs, upstream = heads_of(1, 4, 2, 20, 20, 16, device)
+    first, second = (
+        with_gradients(attention.causal_attention, inputs, dtype, upstream, dropout_p=0.1, dropout_seed=3)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_second_backward_raises_unless_the_graph_was_kept(device):
+    inputs = [x.float().requires_grad_() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]]
+    out = attention.causal_attention(*inputs).sum()
+    first = torch.autograd.grad(out, inputs, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(out, inputs), strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, inputs)
+
+
+def test_a_gradient_of_the_gradient_raises(device):
+    inputs = [x.float().requires_grad_() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]]
+    dq, *_ = torch.autograd.grad(attention.causal_attention(*inputs).sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["q", "k", "v", "seed"])
+def test_an_input_changed_in_place_before_the_backward_is_noticed(which, device):
+    tensors = [x.float() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]] + [torch.tensor(5, device=device)]
+    leaf = tensors[0].clone().requires_grad_()
+    q = leaf * 1
+    out = attention.causal_attention(q, *tensors[1:3], dropout_p=0.1, dropout_seed=tensors[3])
+    with torch.no_grad():
+        [q, *tensors[1:]][which].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_only_the_gradients_that_are_wanted_are_returned(device):
+    q, k, v = (x.float() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3])
+    v.requires_grad_()
+    attention.causal_attention(q, k, v).sum().backward()
+    assert v.grad is not None and q.grad is None and k.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_gives_what_scaled_dot_product_attention_gives(dtype, device):
+    q, k, v = (x.float().requires_grad_() for x in heads_of(1, 2, 2, 20, 20, 16, device)[:3])
+    mixed = (q, k.to(dtype), v)
+    with torch.autocast(device, dtype=dtype):
+        out = attention.causal_attention(*mixed)
+        expected = F.scaled_dot_product_attention(*mixed, is_causal=True)
+        packed_out = attention.causal_attention_packed(torch.cat((q, k, v), 1).transpose(1, 2).flatten(2), 2)
+    assert out.dtype == expected.dtype == packed_out.dtype == dtype
+    assert torch.equal(out, attention.causal_attention(*(x.to(dtype) for x in mixed)))
+    assert [g.dtype for g in torch.autograd.grad(out.float().sum(), (q, k, v))] == [torch.float32] * 3
+
+
+def operator_arguments(name, device):
+    q, k, v, do = (x.float() for x in heads_of(1, 2, 1, 5, 9, 16, device))
+    qkv, dout = (x.float() for x in draw([(1, 9, 4 * 16), (1, 9, 2 * 16)], device))
+    seed = torch.tensor(3, device=device)
+    if name == "causal_attention":
+        return [x.requires_grad_() for x in (q, k, v)] + [0.25, 0.1, seed]
+    if name == "causal_attention_packed":
+        return [qkv.requires_grad_(), 2, 1, 0.25, 0.0, None]
+    if name == "causal_attention_backward":
+        return [do, q, k, v, *torch.ops.minilm.causal_attention(q, k, v, 0.25, 0.1, seed), 0.25, 0.1, seed]
+    out, lse = torch.ops.minilm.causal_attention_packed(qkv, 2, 1, 0.25, 0.0, None)
+    return [dout, qkv, out, lse, 2, 1, 0.25, 0.0, None]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["causal_attention", "causal_attention_packed", "causal_attention_backward", "causal_attention_packed_backward"],
+)
+def test_the_operators_pass_opcheck(name, device):
+    torch.library.opcheck(getattr(torch.ops.minilm, name).default, operator_arguments(name, device))
+
+
+def test_the_compiler_traces_through_on_cuda_tensors_that_are_not_there():
+    """Forward and backward operator; the autograd of a PyTorch without CUDA cannot itself hold such tensors."""
+
+    def forward_and_backward(qkv, do):
+        out, lse = torch.ops.minilm.causal_attention_packed(qkv, 2, 1, 0.25, 0.0, None)
+        called = attention.causal_attention_packed(qkv, 2, 1, dropout_p=0.1, dropout_seed=3)
+        return called, torch.ops.minilm.causal_attention_packed_backward(do, qkv, out, lse, 2, 1, 0.25, 0.0, None)
+
+    with FakeTensorMode():
+        qkv, do = (torch.empty(2, 24, n * 16, device="cuda", dtype=torch.bfloat16) for n in (4, 2))
+        out, dqkv = torch.compile(forward_and_backward, fullgraph=True, backend="aot_eager")(qkv, do)
+    assert (out.shape, out.dtype, out.device.type) == ((2, 24, 32), torch.bfloat16, "cuda")
+    assert (dqkv.shape, dqkv.stride(), dqkv.device.type) == (qkv.shape, qkv.stride(), "cuda")
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_training_gives_the_same_bits(dynamic, device):
+    (qkv,) = (x.float().requires_grad_() for x in draw([(1, 20, 4 * 16)], device))
+    torch._dynamo.reset()
+    compiled = torch.compile(packed(2, 1), fullgraph=True, dynamic=dynamic, backend="aot_eager")
+
+    def run(call):
+        out = call(qkv, dropout_p=0.2, dropout_seed=3)
+        return out, *torch.autograd.grad(out.square().sum(), qkv)
+
+    assert all(torch.equal(a, b) for a, b in zip(run(compiled), run(packed(2, 1)), strict=True))
+
+
+def test_varying_lengths_compile_once(device):
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(packed(2, 1), fullgraph=True, dynamic=True, backend=count)
+    for T in (7, 12, 20):
+        (qkv,) = (x.float().requires_grad_() for x in draw([(1, T, 4 * 16)], device))
+        assert torch.equal(compiled(qkv), packed(2, 1)(qkv))
+    assert len(graphs) == 1
+
+
+# --- the edges -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("B", "Tq", "Tk"), [(0, 5, 5), (2, 0, 5), (2, 0, 0)])
+def test_empty_tensors_are_allowed(B, Tq, Tk, device):
+    *inputs, upstream = heads_of(B, 2, 1, Tq, Tk, 16, device)
+    out, *gradients = with_gradients(attention.causal_attention, inputs, torch.float32, upstream)
+    assert out.shape == (B, 2, Tq, 16)
+    assert all(not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: (q.double(), k.double(), v.double()), "one of float16, bfloat16, float32"),
+        (lambda q, k, v: (q, k.half(), v), "one of float16, bfloat16, float32"),
+        (lambda q, k, v: (q, k.mT.contiguous().mT, v), "last stride of k"),
+        (lambda q, k, v: [F.pad(x, (0, 250)) for x in (q, k, v)], "256"),
+        (lambda q, k, v: (q, k[:, :, :4], v[:, :, :4]), "last rows"),
+        (lambda q, k, v: (q[:, :3], k, v), "no multiple"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_in_a_sentence(change, message, device):
+    q, k, v = (x.float() for x in heads_of(1, 4, 2, 6, 6, 16, device)[:3])
+    with pytest.raises(ValueError, match=message):
+        attention.causal_attention(*change(q, k, v))
+
+
+def test_float32_products_are_exact_unless_tf32_was_allowed(device, monkeypatch):
+    """In the interpreter tf32 is float32 anyway, so the argument is what can be seen."""
+    chosen = []
+    original = attention._settings
+
+    def spy(*args):
+        settings = original(*args)
+        chosen.append(settings["PRECISION"])
+        return settings
+
+    monkeypatch.setattr(attention, "_settings", spy)
+    q, k, v = (x.float() for x in heads_of(1, 1, 1, 4, 4, 16, device)[:3])
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("highest", "high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            attention.causal_attention(q, k, v)
+            attention.causal_attention(q.half(), k.half(), v.half())
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert chosen == ["ieee", "ieee", "tf32", "ieee", "tf32", "ieee"]
+
+
+# --- sizes for a GPU -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("D", [16, 32, 40, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize(("Tq", "Tk"), [(113, 203), (1023, 1024), (2048, 2048)])
+def test_committed_configurations_obey_the_error_rule(Tq, Tk, D, dtype, device, monkeypatch):
+    monkeypatch.undo()  # the committed table, not the small tiles
+    *inputs, upstream = heads_of(1, 4, 2, Tq, Tk, D, device)
+    hold_the_rule(inputs, dtype, upstream)
+    hold_the_rule(inputs, dtype, upstream, dropout_p=0.2, dropout_seed=SEED)
+
+
+@pytest.mark.gpu
+def test_seventy_thousand_heads_and_four_gibibytes_run(device):
+    x = torch.randn(70000, 1, 2, 16, device=device, dtype=torch.float16)
+    expected = reference.causal_attention(x[-1:], x[-1:], x[-1:])
+    torch.testing.assert_close(attention.causal_attention(x, x, x)[-1:], expected, rtol=1e-2, atol=1e-3)
+    qkv = torch.randn(1, 2**20, 3 * 1024, device=device, dtype=torch.float16)[..., : 3 * 64]  # 6 GiB, seen in part
+    out = attention.causal_attention_packed(qkv, 1, scale=100.0)
+    q, k, v = reference.unpack_heads(qkv, 1)
+    nearest = (q[:, :, -1:].float() @ k.float().mT).argmax()
+    torch.testing.assert_close(out[0, -1], v[0, 0, nearest], rtol=1e-2, atol=1e-2)

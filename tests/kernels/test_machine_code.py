@@ -1,0 +1,159 @@
+"""What the compiler makes of the kernels for chips that are not here, and of which sources the figures are."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+triton = pytest.importorskip("triton")
+
+from kernels import machine_code  # noqa: E402
+from kernels.fused import tuning  # noqa: E402
+
+ROOT = Path(machine_code.HERE).parent
+COMMITTED = ROOT / "bench" / "results" / "machine_code.json"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Attention of widths 40 and 64 in bfloat16 for sm_90: figures by width and kernel, the record, what was printed."""
+    folder = tmp_path_factory.mktemp("machine_code")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(folder)
+    chosen = "^attention: width (40|64), bfloat16$"
+    arguments = ["--arch", "90", "--cases", chosen, "--json", str(folder / "figures.json")]
+    command = [sys.executable, "-m", "kernels.machine_code", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((folder / "figures.json").read_text())
+    return {(row["config"]["D"], row["kernel"]): row for row in record["kernels"]}, record, done.stdout
+
+
+PASSES = ("_forward_kernel", "_query_gradient_kernel", "_key_gradient_kernel")
+both_widths = pytest.mark.parametrize("width", [40, 64])
+
+
+@both_widths
+@pytest.mark.parametrize("kernel", PASSES)
+def test_no_pass_spills_and_every_product_is_a_wgmma(kernel, width, compiled):
+    figures = compiled[0][width, kernel]
+    assert figures["spills"] == 0
+    assert figures["wgmma"] == figures["tensor_core"] > 0
+    assert figures["fits"]
+
+
+@both_widths
+@pytest.mark.parametrize(("kernel", "rows_of_numbers"), list(zip(PASSES, (0, 2, 8), strict=True)))
+def test_every_tile_is_loaded_128_bits_at_a_time(kernel, rows_of_numbers, width, compiled):
+    """What is loaded in less are lse and delta, one number a row."""
+    figures = compiled[0][width, kernel]
+    assert figures["loads_128"] > 0
+    assert figures["loads"] - figures["loads_128"] <= rows_of_numbers
+
+
+def test_the_multiprocessor_holds_two_blocks_of_every_pass_at_width_64(compiled):
+    """While one takes exponentials, which cost as much as the products at this width, the other multiplies."""
+    assert all(compiled[0][64, kernel]["blocks_per_sm"] >= 2 for kernel in PASSES)
+
+
+def test_the_record_names_its_sources_and_its_compiler(compiled):
+    _, record, printed = compiled
+    assert record["source_sha256"] == machine_code.source_hash()
+    assert record["triton"] == triton.__version__
+    assert all(kernel in printed for kernel in PASSES)
+
+
+def test_a_change_of_a_kernel_or_of_a_table_makes_the_record_stale(tmp_path, monkeypatch):
+    fused = tmp_path / "fused"
+    (fused / "tuned").mkdir(parents=True)
+    (tmp_path / "dropout.py").write_text("")
+    kernel, table = fused / "op.py", fused / "tuned" / "sm_90.json"
+    kernel.write_text("x = 1\n")
+    table.write_text("{}\n")
+    monkeypatch.setattr(machine_code, "HERE", tmp_path)
+    monkeypatch.setattr(tuning, "COMMITTED", fused / "tuned")
+    record = tmp_path / "figures.json"
+    for changed in (kernel, table):
+        machine_code.write_json(record, [])
+        assert not machine_code.is_stale(record)
+        changed.write_text(changed.read_text() + "\n")
+        assert machine_code.is_stale(record)
+
+
+@pytest.mark.skipif(not COMMITTED.exists(), reason="no figures are committed")
+def test_the_committed_figures_are_of_the_present_sources():
+    command = f"python -m kernels.machine_code --json {COMMITTED.relative_to(ROOT)}"
+    assert not machine_code.is_stale(COMMITTED), f"{COMMITTED.name} is stale; make it anew: {command}"
+
+
+def test_the_cases_reach_every_entry_of_every_committed_table(tmp_path, monkeypatch):
+    """Each entry is given a number, in the place of maxnreg; nothing is compiled or run."""
+    numbers = {}
+    for path in sorted(tuning.COMMITTED.glob("*.json")):
+        ops = tuning.read_table(path)
+        for op, entries in ops.items():
+            for position, entry in enumerate(entries):
+                numbers[len(numbers) + 1] = f"{path.stem}, {op}, entry {position + 1}"
+                entry["config"]["maxnreg"] = len(numbers)
+        tuning.write_table(tmp_path / path.name, path.stem, ops)
+    monkeypatch.setattr(tuning, "COMMITTED", tmp_path)
+    monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "run", lambda *args, **kwargs: None)
+    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **kwargs: None)
+    seen = set()
+    original = tuning.lookup
+
+    def spy(*args, **kwargs):
+        config = original(*args, **kwargs)
+        seen.add(config["maxnreg"])
+        return config
+
+    monkeypatch.setattr(tuning, "lookup", spy)
+    tuning.forget()
+    try:
+        for path in tmp_path.glob("*.json"):
+            with tuning.pretend(path.stem):
+                for case in machine_code.cases().values():
+                    case()
+    finally:
+        tuning.forget()
+    assert [numbers[n] for n in sorted(numbers.keys() - seen)] == []
+
+
+def test_every_fused_module_that_looks_up_a_configuration_names_its_cases():
+    fused = machine_code.HERE / "fused"
+    with_tables = {f.stem for f in fused.glob("*.py") if "tuning.lookup(" in f.read_text() and f.stem != "tuning"}
+    assert with_tables == set(machine_code.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arch", "70"], "no figures are known for 70"),
+        (["--cases", "nonsense"], "no case has a label that contains 'nonsense'"),
+        ([], "TRITON_INTERPRET is set"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments, sentence, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit) as stopped:
+        machine_code.main(arguments)
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_occupancy_is_bounded_by_registers_shared_memory_warps_and_blocks(monkeypatch):
+    def blocks(registers, warps, shared):
+        monkeypatch.setattr(machine_code, "_run", lambda tool, *_: f"REG:{registers}" if tool == "cuobjdump" else "")
+        target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+        metadata = SimpleNamespace(name="k", num_warps=warps, shared=shared, target=target)
+        return machine_code.figures(SimpleNamespace(asm={"cubin": b""}, metadata=metadata), "", {}).blocks_per_sm
+
+    assert blocks(128, 4, 1024) == 4
+    assert blocks(129, 4, 1024) == 3  # registers are given out in eights
+    assert blocks(32, 4, 64 * 1024) == 3
+    assert blocks(32, 16, 0) == 4
+    assert blocks(16, 1, 0) == 32
