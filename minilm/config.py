@@ -77,7 +77,7 @@ class TrainConfig:
     beta1: float = _number(0.9, 0, 1, open_high=True)
     beta2: float = _number(0.95, 0, 1, open_high=True)
     grad_clip: float = _number(1.0, 0)  # largest global gradient norm; 0 clips nothing
-    optimizer: str = _choice("adamw", "adamw")
+    optimizer: str = _choice("adamw", "adamw", "muon")
     eval_interval: int = _number(250, 0)
     eval_tokens: int = _number(0, 0)  # 0: the whole validation split; else evenly spaced windows of about so many
     checkpoint_interval: int = _number(500, 0)
@@ -174,13 +174,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     QUICK: {
         "model": {"n_layers": 4, "n_heads": 4, "d_model": 128, "context_length": 128, "position": "rope"},
         "train": {
-            "steps": 1500,
-            "batch_size": 16,
-            "lr": 2e-3,
-            "min_lr": 1e-4,
+            "steps": 1600,
+            "batch_size": 8,
+            "optimizer": "muon",
+            "lr": 1e-2,
+            "min_lr": 5e-4,
             "warmup_steps": 50,
-            "eval_interval": 250,
-            "sample_interval": 250,
+            "eval_interval": 200,
+            "sample_interval": 200,
         },
         "data": {"source": "fables", "characters": 4_000_000, "val_fraction": 0.025},
     },

@@ -44,6 +44,9 @@ PEAK_TFLOPS = {
     "V100": 125,
     "T4": 65,
 }
+# From this width on a training step was measured faster in bfloat16 on a CPU with AMX, two cores, 4 layers, 16 x 128
+# tokens: 1.28 times at 192, 1.65 times at 256; at 128 it was 4% slower.
+CPU_BFLOAT16_WIDTH = 192
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,15 +67,22 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products. auto: bfloat16 on GPUs that have it, float16 on older ones, else float32."""
+def resolve_dtype(name: str, device: torch.device, d_model: int = 0) -> torch.dtype:
+    """The dtype of matrix products. auto: bfloat16 on GPUs that have it, float16 on older ones, else float32; on a CPU
+    with bfloat16 matrix instructions (AMX), bfloat16 for models wide enough to gain by it."""
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.float32
+        wide = device.type == "cpu" and d_model >= CPU_BFLOAT16_WIDTH and has_bfloat16_matrices()
+        return torch.bfloat16 if wide else torch.float32
     if name == "float16" and device.type == "cpu":
         raise UserError("train.dtype is 'float16' and the device is a CPU; use float32 or bfloat16 there.")
     return DTYPES[name]
+
+
+def has_bfloat16_matrices() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -74,7 +74,7 @@ def test_the_capstone_is_as_it_is_described():
         ("train.lr=nan", "train.lr is nan; it must be above 0"),
         ("train.beta2=1", "train.beta2 is 1.0; it must be at least 0 and below 1"),
         ("train.compile=perhaps", "train.compile is 'perhaps'; it must be true or false"),
-        ("train.grad_accumulation=7", "train.grad_accumulation is 7; it must be a divisor of batch_size (16)"),
+        ("train.grad_accumulation=7", "train.grad_accumulation is 7; it must be a divisor of batch_size (8)"),
         ("train.min_lr=1", "train.min_lr is 1.0; it must be at most train.lr"),
         ("train.save_at=soon", "train.save_at is 'soon'; it must be pythia or steps"),
         ("model.activation=glu", "it must be one of gelu, gelu_tanh, relu, swiglu: did you mean gelu?"),

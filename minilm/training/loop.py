@@ -28,7 +28,7 @@ from minilm.model import GPT
 from minilm.training import checkpoint, journal
 from minilm.training.evaluate import evaluate
 from minilm.training.journal import RunFolder
-from minilm.training.optimizer import build_optimizer, learning_rate
+from minilm.training.optimizer import build_optimizers, learning_rate, step_unless
 from minilm.training.progress import ProgressLine, duration, facts_table, size
 
 SAMPLE_TOKENS = 400
@@ -84,7 +84,7 @@ def train(
 def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: list[int], command: str) -> Loop:
     """Everything that can fail before the first step: device, kernels, compiler, data, model."""
     device = hardware.resolve_device(config.train.device)
-    dtype = hardware.resolve_dtype(config.train.dtype, device)
+    dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
     residual = config.train.residual_dtype
     residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
     backend, why = kernels.explain(config.train.kernels, device)
@@ -105,7 +105,7 @@ def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: li
     ops = kernels.select(config.train.kernels, device)
     with torch.device(device):
         model = GPT(config.model, ops, dtype, residual_dtype)
-    optimizer = build_optimizer(model, config.train)
+    optimizers = build_optimizers(model, config.train)
     facts = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
@@ -125,16 +125,16 @@ def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: li
         "git_revision": hardware.git_revision(),
         "data_sha256": data.meta["sha256"],
     }
-    return Loop(config, data, sampler, model, optimizer, run, facts, console, caught)
+    return Loop(config, data, sampler, model, optimizers, run, facts, console, caught)
 
 
 class Loop:
     """One training in progress."""
 
-    def __init__(self, config, data, sampler, model, optimizer, run, facts, console, caught):
+    def __init__(self, config, data, sampler, model, optimizers, run, facts, console, caught):
         self.config, self.data, self.sampler = config, data, sampler
         self.model: GPT = model
-        self.optimizer: torch.optim.Optimizer = optimizer
+        self.optimizers: list[torch.optim.Optimizer] = optimizers
         self.run: RunFolder = run
         self.facts, self.console, self.caught = facts, console, caught
         self.device = model.head.weight.device
@@ -159,7 +159,8 @@ class Loop:
         path = checkpoint.find(self.run.path, "last")
         state = checkpoint.load(path, self.device)
         checkpoint.load_weights(self.model, state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         self.scaler.load_state_dict(state["scaler"])
         checkpoint.restore_generators(state["generators"])
         self.state = State(**state["state"])
@@ -207,7 +208,7 @@ class Loop:
         if self.device.type == "mps":
             batch = batch.to(self.device)
         rate = learning_rate(state.step, c)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         loss = torch.zeros((), device=self.device)
         for part in batch.chunk(c.grad_accumulation):
@@ -215,13 +216,17 @@ class Loop:
             self.scaler.scale(part_loss).backward()
             loss += part_loss.detach()
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
-        if not self.scaler.is_enabled():
-            self.optimizer.found_inf = (~(norm.isfinite() & loss.isfinite())).float()
-        self.scaler.step(self.optimizer)
+        bad = ~(norm.isfinite() & loss.isfinite())
+        for optimizer in self.optimizers:
+            if self.scaler.is_enabled():
+                self.scaler.step(optimizer)
+            else:
+                step_unless(bad, optimizer)
+            optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens += batch[:, 1:].numel()
         state.wall = time.perf_counter() - self.clock
@@ -330,7 +335,7 @@ class Loop:
     def save_last(self) -> None:
         everything = {
             **self.weights(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "generators": checkpoint.generator_states(),
             "state": dataclasses.asdict(self.state),

@@ -1,29 +1,50 @@
-"""AdamW with decay for matrices only, and the learning rate of each step."""
+"""The optimizers, and the learning rate of each step."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from minilm.config import TrainConfig
+from minilm.model import GPT
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019). Weight decay pulls on matrices and embeddings, not on biases and norms.
+def build_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW (Loshchilov and Hutter 2019) for everything; or Muon (Jordan 2024) for the matrices of the blocks and AdamW
+    for the rest. Weight decay pulls on matrices and embeddings, not on biases and norms.
 
-    Fused, on every device: one pass over the parameters, and the update can be skipped by a flag on the device
-    (optimizer.found_inf), so that a non-finite gradient costs no synchronisation with the host.
+    Muon's updates are scaled to the size of AdamW's (Liu et al. 2025, section 2.2), so that one learning rate serves
+    both. AdamW is fused: one pass over the parameters, and its update can be skipped by a flag on the device.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in model.blocks.parameters() if p.requires_grad and p.ndim == 2]
+    by_muon = {id(p) for p in matrices} if config.optimizer == "muon" else set()
+    rest = [p for p in parameters if id(p) not in by_muon]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.lr, betas=(config.beta1, config.beta2), fused=True
-    )
+    betas = (config.beta1, config.beta2)
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
+    if not by_muon:
+        return [adamw]
+    decay = config.weight_decay
+    return [torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"), adamw]
+
+
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """An update, or where the 0-d bool tensor `bad` is true none: weights and moments then stay as they are.
+
+    Fused AdamW reads the flag on the device, so that a guard against non-finite gradients costs no synchronisation with
+    the host. Muon has no such flag and is asked from the host.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = bad.float()
+        optimizer.step()
+    elif not bad.item():
+        optimizer.step()
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

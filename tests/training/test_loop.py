@@ -123,6 +123,7 @@ class TestOneRun:
 
 VARIANTS = {
     "plain": {},
+    "muon": {"optimizer": "muon"},
     "dropout": {"model": {"dropout": 0.2}},
     "accumulation": {"grad_accumulation": 4},
     "reference kernels": {"kernels": "reference"},
@@ -200,9 +201,10 @@ class TestGuards:
 
         return Poisoned
 
-    def test_a_non_finite_gradient_skips_the_step_and_is_logged(self, tmp_path, text_file, monkeypatch):
+    @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+    def test_a_non_finite_gradient_skips_the_step_and_is_logged(self, tmp_path, text_file, monkeypatch, optimizer):
         monkeypatch.setattr(loop, "Loop", self.poisoned({3, 5}))
-        result, said = run_training(config_for(text_file), tmp_path / "run")
+        result, said = run_training(config_for(text_file, optimizer=optimizer), tmp_path / "run")
         assert result.state.step == 12 and "the step was skipped" in said
         assert [e["step"] for e in read_rows(tmp_path / "run" / "events.jsonl") if e["event"] == "non_finite"] == [4, 6]
         assert all(t.isfinite().all() for t in last_state(tmp_path / "run")["model"].values())

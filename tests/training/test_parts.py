@@ -12,7 +12,7 @@ from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training import checkpoint
 from minilm.training.evaluate import evaluate
-from minilm.training.optimizer import build_optimizer, learning_rate
+from minilm.training.optimizer import build_optimizers, learning_rate, step_unless
 
 
 def small(**changes):
@@ -39,25 +39,32 @@ class TestSchedule:
 
 
 class TestOptimizer:
-    def test_decay_is_for_matrices_only(self):
+    @pytest.mark.parametrize("name", ["adamw", "muon"])
+    def test_decay_is_for_matrices_only_and_every_parameter_has_one_optimizer(self, name):
         model = small()
-        groups = build_optimizer(model, TrainConfig(weight_decay=0.3)).param_groups
+        optimizers = build_optimizers(model, TrainConfig(weight_decay=0.3, optimizer=name))
+        groups = [g for o in optimizers for g in o.param_groups]
         decayed = {id(p) for g in groups if g["weight_decay"] == 0.3 for p in g["params"]}
-        for name, p in model.named_parameters():
-            assert (id(p) in decayed) == (p.ndim == 2), name
-        assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+        for parameter_name, p in model.named_parameters():
+            assert (id(p) in decayed) == (p.ndim == 2), parameter_name
+        assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
 
-    def test_a_flagged_step_changes_nothing(self):
+    def test_muon_moves_the_matrices_of_the_blocks_only(self):
+        model = small(tie_embeddings=False)
+        muon, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
+        names = {name for name, p in model.named_parameters() if any(p is q for q in muon.param_groups[0]["params"])}
+        assert names == {f"blocks.0.{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")}
+
+    @pytest.mark.parametrize("name", ["adamw", "muon"])
+    def test_a_flagged_step_changes_nothing(self, name):
         model = small()
-        optimizer = build_optimizer(model, TrainConfig())
+        optimizers = build_optimizers(model, TrainConfig(optimizer=name))
         model(torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)).backward()
         before = [p.clone() for p in model.parameters()]
-        optimizer.found_inf = torch.tensor(1.0)
-        optimizer.step()
-        assert all(map(torch.equal, before, model.parameters()))
-        optimizer.found_inf = torch.tensor(0.0)
-        optimizer.step()
-        assert not any(map(torch.equal, before, model.parameters()))
+        for bad in (True, False):
+            for optimizer in optimizers:
+                step_unless(torch.tensor(bad), optimizer)
+            assert [torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)] == [bad] * len(before)
 
 
 class TestEvaluation:
