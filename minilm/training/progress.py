@@ -61,7 +61,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(escape(text), highlight=False)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def facts_table(facts: dict[str, Any]) -> Table:
