@@ -223,7 +223,7 @@ def _launch_forward(
         return
     config = tuning.lookup("attention_forward", q.device, _arithmetic(q.dtype), width=D, length=k.shape[2])
     with tuning.device_guard(q):
-        _forward_kernel[(B * H * triton.cdiv(Tq, config["BLOCK_M"]),)](
+        _forward_kernel[(B * H * -(-Tq // config["BLOCK_M"]),)](
             q, k, v, out, lse, seed, *_strides(q, k, v, out), **_settings(q, k, scale, dropout_p, q, k, v, out),
             RISING=scale > 0, **config,
         )  # fmt: skip
@@ -245,11 +245,11 @@ def _launch_backward(
     with tuning.device_guard(q):
         if Tq:
             config = tuning.lookup("attention_backward_q", q.device, arithmetic, width=D, length=Tk)
-            _query_gradient_kernel[(B * H * triton.cdiv(Tq, config["BLOCK_M"]),)](
+            _query_gradient_kernel[(B * H * -(-Tq // config["BLOCK_M"]),)](
                 q, k, v, out, do, lse, delta, dq, seed, *_strides(q, k, v, out, do, dq), **settings, **config
             )
         config = tuning.lookup("attention_backward_kv", q.device, arithmetic, width=D, length=Tk)
-        _key_gradient_kernel[(B * Hkv * triton.cdiv(Tk, config["BLOCK_N"]),)](
+        _key_gradient_kernel[(B * Hkv * -(-Tk // config["BLOCK_N"]),)](
             q, k, v, do, lse, delta, dk, dv, seed, *_strides(q, k, v, do, dk, dv), **settings, **config
         )
 
@@ -272,7 +272,7 @@ def _settings(q: Tensor, k: Tensor, scale: float, dropout_p: float, *tensors: Te
         "keep_scale": 1 / (1 - dropout_p),
         "GROUP": H // Hkv,
         "D": D,
-        "BLOCK_D": max(16, triton.next_power_of_2(D)),
+        "BLOCK_D": max(16, 1 << (D - 1).bit_length()),
         "DROPOUT": dropout_p > 0,
         "BITS": dropout.BITS,
         "ALIGNED": not any(stride % 8 for stride in strides),

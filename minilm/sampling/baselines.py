@@ -12,6 +12,7 @@ from minilm.training.loop import read_config
 
 BASELINES = "baselines.json"
 ORDERS = range(1, 7)
+SMOOTHING = "interpolated modified Kneser-Ney"
 
 
 def write_baselines(run: Path) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def write_baselines(run: Path) -> dict[str, Any]:
     fitted = min(rows[-1]["tokens"], len(data.train))
     results = ngram.baselines(data.train[:fitted], data.val, data.vocab_size, ORDERS)
     content = {
-        "smoothing": ngram.SMOOTHING,
+        "smoothing": SMOOTHING,
         "fitted_on_tokens": fitted,
         "orders": [{**row, "bits_per_byte": data.bits_per_byte(row["nats_per_token"])} for row in results],
     }

@@ -213,9 +213,9 @@ def test_offsets_beyond_32_bits_reach_the_right_element(shape, strides, device, 
 
     def spread():
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        space = mmap.mmap(-1, 2 * size, flags=flags)
+        space = mmap.mmap(-1, 2 * (2**31 + size), flags=flags)  # an offset that wraps around falls before the view
         space.madvise(mmap.MADV_NOHUGEPAGE)
-        return torch.frombuffer(space, dtype=torch.float16).as_strided(shape, strides)
+        return torch.frombuffer(space, dtype=torch.float16).as_strided(shape, strides, storage_offset=2**31)
 
     near = [x.half() for x in draw([shape] * 4, device)]
     q, k, v, do, out, dq, dk, dv = (spread() for _ in range(8))

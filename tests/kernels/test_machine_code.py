@@ -20,7 +20,7 @@ COMMITTED = ROOT / "bench" / "results" / "machine_code.json"
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Attention of widths 40 and 64 in bfloat16 for sm_90: figures by width and kernel, the record, what was printed."""
+    """Attention of widths 40 and 64 in bfloat16 for sm_90: figures by width and kernel, the record, the output."""
     folder = tmp_path_factory.mktemp("machine_code")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(folder)
@@ -84,10 +84,20 @@ def test_a_change_of_a_kernel_or_of_a_table_makes_the_record_stale(tmp_path, mon
         assert machine_code.is_stale(record)
 
 
-@pytest.mark.skipif(not COMMITTED.exists(), reason="no figures are committed")
+committed = pytest.mark.skipif(not COMMITTED.exists(), reason="no figures are committed")
+
+
+@committed
 def test_the_committed_figures_are_of_the_present_sources():
     command = f"python -m kernels.machine_code --json {COMMITTED.relative_to(ROOT)}"
     assert not machine_code.is_stale(COMMITTED), f"{COMMITTED.name} is stale; make it anew: {command}"
+
+
+@committed
+def test_every_committed_configuration_fits_its_chip_and_spills_nothing_on_sm_90_in_16_bits():
+    rows = json.loads(COMMITTED.read_text())["kernels"]
+    assert [row for row in rows if not row["fits"]] == []
+    assert [row for row in rows if row["arch"] == 90 and "float16" in row["case"] and row["spills"]] == []
 
 
 def test_the_cases_reach_every_entry_of_every_committed_table(tmp_path, monkeypatch):
