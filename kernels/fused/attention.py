@@ -472,7 +472,8 @@ def causal_attention_packed(
 
 def _autocast(x: Tensor) -> Tensor:
     device = x.device.type
-    wanted = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    known = torch.amp.is_autocast_available(device)  # not on meta tensors
+    wanted = known and torch.is_autocast_enabled(device) and x.dtype != torch.float64
     return x.to(torch.get_autocast_dtype(device)) if wanted else x
 
 

@@ -216,7 +216,7 @@ def linear_cross_entropy(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 row, or None for the default")
     dtype, device_type = hidden.dtype, hidden.device.type
-    if torch.is_autocast_enabled(device_type):
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):  # not on meta
         dtype = torch.get_autocast_dtype(device_type)
     elif dtype != weight.dtype:
         raise ValueError(f"linear_cross_entropy of {dtype} and {weight.dtype}; without autocast both must be the same")

@@ -5,6 +5,7 @@ import torch
 
 import kernels
 from minilm.config import ModelConfig
+from minilm.hardware import saved_bytes
 from minilm.model import GPT
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -67,3 +68,14 @@ def test_a_model_of_the_reference_writes_the_same_greedy_text_on_triton():
     context = torch.tensor([[1, 2, 3]], device=DEVICE)
     text = model.generate(context, 10, temperature=0.0)
     assert torch.equal(model.use(kernels.select("triton", DEVICE)).generate(context, 10, temperature=0.0), text)
+
+
+def test_memory_is_estimated_on_meta_tensors():
+    """The fake implementations answer for meta tensors too; the kernels keep less than the reference does."""
+    kept = {}
+    for ops in ("reference", "triton"):
+        with torch.device("meta"):
+            model = GPT(ModelConfig(**SMALL), kernels.select(ops, DEVICE))
+            tokens = torch.empty(2, 24, dtype=torch.int64)
+        kept[ops] = saved_bytes(model, tokens, tokens)
+    assert 0 < kept["triton"] < 0.8 * kept["reference"]
