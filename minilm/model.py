@@ -304,5 +304,6 @@ def draw(
     if top_p is not None and top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # probability of likelier tokens
-        logits = logits.masked_fill((before >= top_p).scatter(1, order, before >= top_p), -math.inf)
+        dropped = before >= top_p
+        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -math.inf)
     return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)

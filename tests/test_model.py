@@ -202,6 +202,12 @@ class TestGenerate:
         texts = [model.use(kernels.select(o)).generate(torch.tensor([[1, 2]]), 40, 0.0) for o in ("reference", "torch")]
         assert torch.equal(*texts) and texts[0].shape == (1, 42)
 
+    def test_past_the_context_the_model_sees_the_last_tokens(self):
+        model = make().eval()
+        text = model.generate(torch.tensor([[1, 2]]), 30, 0.0)
+        for end in (5, 16, 17, 31):
+            assert model(text[:, max(0, end - 16) : end])[0, -1].argmax() == text[0, end]
+
     def test_a_seed_decides_the_draw(self):
         model = make()
         a, b, c = (
