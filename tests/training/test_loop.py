@@ -168,6 +168,16 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, text_file)
     a, b = (last_state(tmp_path / p)["model"] for p in "14")
     for key in a:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=2e-5)
+    for one, four in zip(*(journal_without_times(tmp_path / p) for p in "14"), strict=True):
+        assert one == pytest.approx(four, rel=1e-4)  # AdamW would forgive a gradient of another size; the norm does not
+
+
+def test_best_is_never_replaced_by_worse_nor_by_nan(tmp_path, text_file, monkeypatch):
+    losses = iter([4.0, 2.0, 3.0, math.nan])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: next(losses))
+    result, _ = run_training(config_for(text_file), tmp_path / "run")
+    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")["step"] == 4
+    assert result.state.best["val_loss"] == 2.0 and math.isnan(result.state.final["val_loss"])
 
 
 def test_rows_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path, text_file):
@@ -204,7 +214,7 @@ class TestGuards:
     @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
     def test_a_non_finite_gradient_skips_the_step_and_is_logged(self, tmp_path, text_file, monkeypatch, optimizer):
         monkeypatch.setattr(loop, "Loop", self.poisoned({3, 5}))
-        result, said = run_training(config_for(text_file, optimizer=optimizer), tmp_path / "run")
+        result, said = run_training(config_for(text_file, optimizer=optimizer, max_bad_steps=2), tmp_path / "run")
         assert result.state.step == 12 and "the step was skipped" in said
         assert [e["step"] for e in read_rows(tmp_path / "run" / "events.jsonl") if e["event"] == "non_finite"] == [4, 6]
         assert all(t.isfinite().all() for t in last_state(tmp_path / "run")["model"].values())
