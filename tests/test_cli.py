@@ -213,7 +213,8 @@ class TestMistakes:
         refused(run_here("nonsense"), "nonsense")
 
     def test_triton_without_a_gpu_is_one_sentence(self, tmp_path):
-        refused(run(*TINY, "--kernels", "triton", cwd=tmp_path), "--kernels triton cannot run here", "needs an NVIDIA GPU")
+        done = run(*TINY, "--kernels", "triton", cwd=tmp_path)
+        refused(done, "--kernels triton cannot run here", "needs an NVIDIA GPU")
         assert not list(tmp_path.iterdir())
 
     def test_compiling_without_a_compiler_is_one_sentence(self, tmp_path, text_file):

@@ -1,90 +1,139 @@
-"""n-gram models: proper distributions, the textbook's formula, and as good as counting gets."""
+"""The count models promise proper probabilities, Kneser-Ney's, and the same numbers by every way of asking."""
 
-import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
 
-from minilm.corpus.ngram import NGram, baselines
+from minilm.corpus import ngram
 from minilm.errors import UserError
 
-RNG = np.random.default_rng(0)
-# a second-order source over 6 tokens, so that order 3 is right and higher ones add nothing
-TRANSITIONS = RNG.dirichlet(np.full(6, 0.3), size=(6, 6))
+VOCAB = 7
 
 
-def sample(length, seed):
-    rng, tokens = np.random.default_rng(seed), [0, 1]
-    for _ in range(length - 2):
-        tokens.append(rng.choice(6, p=TRANSITIONS[tokens[-2], tokens[-1]]))
-    return np.array(tokens)
+@pytest.fixture(scope="module")
+def tokens():
+    """A second-order source with rare tokens; one token of the vocabulary never occurs."""
+    draw = np.random.default_rng(0)
+    odds = draw.dirichlet(np.full(VOCAB - 1, 0.3), size=(VOCAB, VOCAB))
+    found = [0, 1]
+    for _ in range(4000):
+        found.append(int(draw.choice(VOCAB - 1, p=odds[found[-2], found[-1]])))
+    return np.array(found)
 
 
-TRAIN, VAL = sample(20_000, 1), sample(5_000, 2)
+def textbook(tokens, order, discounts):
+    """Interpolated Kneser-Ney from its definition, one dictionary a level: a function (context, token) -> p."""
+    levels = []
+    for length in range(1, order + 1):
+        if length == order:
+            grams = [tuple(tokens[i : i + length]) for i in range(len(tokens) - length + 1)]
+        else:
+            grams = [gram[1:] for gram in {tuple(tokens[i : i + length + 1]) for i in range(len(tokens) - length)}]
+        counts = Counter(grams)
+        after = defaultdict(dict)
+        for gram, count in counts.items():
+            after[gram[:-1]][gram[-1]] = count
+        levels.append((after, discounts(counts)))
+
+    def p(context, token):
+        if len(context) == 0:
+            shorter = 1 / VOCAB
+        else:
+            shorter = p(context[1:], token)
+        after, discount = levels[len(context)]
+        if context not in after:
+            return shorter
+        followers = after[context]
+        total = sum(followers.values())
+        kept = sum(discount[min(count, 3)] for count in followers.values())
+        count = followers.get(token, 0)
+        return (max(count - discount[min(count, 3)], 0) if count else 0) / total + kept / total * shorter
+
+    return p
+
+
+def chen_and_goodman(counts):
+    n = Counter(counts.values())
+    if min(n[k] for k in (1, 2, 3, 4)) == 0:
+        return [0, 0.5, 0.5, 0.5]
+    y = n[1] / (n[1] + 2 * n[2])
+    return [0] + [min(max(k - (k + 1) * y * n[k + 1] / n[k], 0.05), k) for k in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
-def test_probabilities_after_any_context_sum_to_one(order):
-    model = NGram(TRAIN[:500], order, 8)  # two tokens are never seen
-    for context in ([], [3], [0, 1], [7, 7, 7, 7], [1, 2, 3, 4, 5], VAL[:9]):
-        p = model.probabilities(np.array(context, dtype=np.int64))
-        assert p.sum() == pytest.approx(1, abs=1e-12) and (p > 0).all()
+def test_probabilities_are_those_of_kneser_ney_as_the_textbook_has_it(tokens, order):
+    train, val = tokens[:3000], tokens[3000:3400]
+    p = textbook(train.tolist(), order, chen_and_goodman)
+    wanted = [p(tuple(val[max(0, i - order + 1) : i].tolist()), int(val[i])) for i in range(len(val))]
+    np.testing.assert_allclose(ngram.fit(train, order, VOCAB).token_probabilities(val), wanted, rtol=1e-12)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 6])
-def test_cross_entropy_is_that_of_the_probabilities_of_every_token(order):
-    model, val = NGram(TRAIN[:2000], 6, 6), VAL[:300]
-    by_hand = -np.mean([np.log(model.probabilities(val[:i], order)[val[i]]) for i in range(len(val))])
-    assert model.cross_entropy(val, order) == pytest.approx(by_hand, rel=1e-12)
+@pytest.mark.parametrize("order", range(1, 7))
+@pytest.mark.parametrize("context", [[], [3], [0, 1, 2, 3, 4, 5, 0], [VOCAB - 1], [2, VOCAB - 1, 4]])
+def test_after_any_context_probabilities_are_positive_and_sum_to_one(tokens, order, context):
+    p = ngram.fit(tokens, order, VOCAB).probabilities(context)
+    assert p.shape == (VOCAB,)
+    assert p.min() > 0
+    assert p.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_bigram_is_the_formula_of_modified_kneser_ney():
-    text = sample(400, 3).tolist()
-    bigrams, continuations = Counter(itertools.pairwise(text)), Counter()
-    for _, b in bigrams:
-        continuations[b] += 1
-
-    def discounted(counts):
-        n = [sum(c == i for c in counts.values()) for i in range(1, 5)]
-        if 0 in n:
-            return {1: 0.5, 2: 0.5, 3: 0.5}
-        y = n[0] / (n[0] + 2 * n[1])
-        return {i: min(max(i - (i + 1) * y * n[i] / n[i - 1], 0.01), i) for i in (1, 2, 3)}
-
-    def smoothed(counts, lower, w):
-        d, total = discounted(counts), sum(counts.values())
-        kept = max(counts.get(w, 0) - d[min(counts[w], 3)], 0) if counts.get(w) else 0
-        return kept / total + sum(d[min(c, 3)] for c in counts.values()) / total * lower
-
-    d2, model = discounted(bigrams), NGram(np.array(text), 2, 6)
-    for a in range(6):
-        after = {b: c for (x, b), c in bigrams.items() if x == a}
-        p = model.probabilities(np.array([a]))
-        for w in range(6):
-            lower = smoothed(continuations, 1 / 6, w)
-            c = after.get(w, 0)
-            own = (c - d2[min(c, 3)] if c else 0) + sum(d2[min(x, 3)] for x in after.values()) * lower
-            assert p[w] == pytest.approx(own / sum(after.values()), rel=1e-12)
+@pytest.mark.parametrize("order", [1, 3, 6])
+def test_scoring_a_text_and_asking_for_distributions_agree(tokens, order):
+    model = ngram.fit(tokens[:3000], order, VOCAB)
+    val = tokens[3000:3100]
+    one_by_one = [model.probabilities(val[:i])[token] for i, token in enumerate(val)]
+    np.testing.assert_allclose(model.token_probabilities(val), one_by_one, rtol=1e-12)
+    assert model.cross_entropy(val) == pytest.approx(-np.log(one_by_one).mean(), rel=1e-12)
 
 
-def test_the_right_order_comes_close_to_the_source_and_none_goes_below_it():
-    truth = -np.mean([np.log(TRANSITIONS[VAL[i - 2], VAL[i - 1]][VAL[i]]) for i in range(2, len(VAL))])
-    losses = {row["order"]: row["nats_per_token"] for row in baselines(TRAIN, VAL, 6)}
-    assert losses[1] > losses[2] > losses[3] > truth
-    assert losses[3] < truth + 0.02
-    assert all(loss > truth for loss in losses.values())
+def test_baselines_are_what_each_order_gives_by_itself(tokens):
+    train, val = tokens[:3000], tokens[3000:]
+    alone = [{"order": n, "nats_per_token": ngram.fit(train, n, VOCAB).cross_entropy(val)} for n in (1, 2, 4)]
+    assert [found["order"] for found in ngram.baselines(train, val, VOCAB, orders=(1, 2, 4))] == [1, 2, 4]
+    for found, wanted in zip(ngram.baselines(train, val, VOCAB, orders=(1, 2, 4)), alone, strict=True):
+        assert found["nats_per_token"] == pytest.approx(wanted["nats_per_token"], rel=1e-12)
+    assert len(ngram.baselines(train, val, VOCAB)) == 6
 
 
-def test_scoring_in_parts_changes_nothing(monkeypatch):
-    model = NGram(TRAIN, 4, 6)
-    long = np.tile(VAL, 300)  # more than one part
-    p = model._score(long, 4)
-    assert model.cross_entropy(long) == pytest.approx(-np.log(p).mean(), rel=1e-12)
+def test_a_text_shorter_than_the_order_is_scored_with_the_contexts_it_has(tokens):
+    longest, short = (ngram.fit(tokens, order, VOCAB) for order in (5, 3))
+    scored = longest.token_probabilities(tokens[:2])
+    assert len(scored) == 2
+    np.testing.assert_allclose(scored, short.token_probabilities(tokens[:2]), rtol=1e-12)
 
 
-def test_what_does_not_fit_in_64_bits_is_refused():
-    with pytest.raises(UserError, match="order 6 over a vocabulary of 4096 does not fit in 64 bits"):
-        NGram(TRAIN, 6, 4096)
-    with pytest.raises(UserError, match="3 tokens are too few"):
-        NGram(TRAIN[:3], 6, 6)
+def test_what_repeats_is_learnt():
+    cycle = np.tile(np.arange(VOCAB), 500)
+    assert ngram.fit(cycle, 2, VOCAB).cross_entropy(cycle) < 0.01
+    assert ngram.fit(cycle, 1, VOCAB).cross_entropy(cycle) == pytest.approx(np.log(VOCAB), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64])
+def test_the_integer_type_of_the_tokens_does_not_matter(tokens, dtype):
+    wanted = ngram.fit(tokens, 4, VOCAB).cross_entropy(tokens)
+    assert ngram.fit(tokens.astype(dtype), 4, VOCAB).cross_entropy(tokens.astype(dtype)) == wanted
+
+
+def test_large_vocabularies_keep_their_grams_apart():
+    draw = np.random.default_rng(1)
+    tokens = draw.integers(0, 1600, 3000)  # 1600 ** 6 is just below 2 ** 64
+    model = ngram.fit(tokens, 6, 1600)
+    assert model.probabilities(tokens[:5])[tokens[5]] > 0.4
+    assert model.probabilities(tokens[:5]).sum() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("order", "vocab_size", "tokens", "sentence"),
+    [
+        (0, 50, [1, 2, 3], "order of 0 .* 1 to 11"),
+        (6, 2000, [1, 2, 3], "order of 6 .* with 2000 tokens it can be 1 to 5"),
+        (2, 3, [1, 2, 3], "run from 1 to 3, but vocab_size is 3"),
+        (2, 3, [-1, 2], "run from -1 to 2"),
+        (2, 3, [], "empty sequence"),
+        (4, 3, [1, 2], "order 4 was given 2 tokens"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused_in_a_sentence(order, vocab_size, tokens, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ngram.fit(np.array(tokens, dtype=np.int64), order, vocab_size)

@@ -1,4 +1,4 @@
-"""Small stories from a random source whose probabilities are known, so that any machine can train offline and see the floor.
+"""Small stories from a random source whose probabilities are known: to train offline, and to see the floor.
 
 A grammar in the manner of old fables (plots.py, sentences.py) draws its words (lexicon.py, lore.py) and its people,
 towns and beasts (world.py) with stated odds. No text can come about in two ways (grammar.py), so the log-probability
@@ -19,7 +19,7 @@ from minilm.corpus.fables.pens import NotAFable, Reader, Writer
 
 __all__ = ["VERSION", "NotAFable", "accepts", "log_probability", "stories"]
 
-VERSION = 1  # changes whenever the text for a seed changes
+VERSION = 2  # changes whenever the text for a seed changes
 
 
 def stories(characters: int, seed: int = 0) -> Iterator[tuple[str, float]]:

@@ -42,7 +42,7 @@ def noun(word):
 
 def adjective(word):
     name = f"{article(word)} {word}"
-    return {"": word, "a": name, "A": _capital(name), "T": word.title(), "aT": f"{article(word)} {word.title()}"}
+    return {"": word, "a": name, "A": _capital(name), "T": word.title()}
 
 
 def verb(word):

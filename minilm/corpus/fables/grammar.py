@@ -8,7 +8,7 @@ line without a bar goes on with the text before it, after one space. In the text
     {x}                   the word remembered as x, as it stands
     {x.s}                 its plural; {x.home.river} a fact about a fact about it
     [list]                any word of that list; [list.s =x] its plural, remembered as x
-    [list@x]              any word of that list, favourites of x likelier; where x has a list of that name, of that one
+    [list@x]              the same, favourites of x likelier; but where x has a list of that name, from that one
     {z := x + y}          remember a number, write nothing; also - and *
     {z := a if x > y else b}   remember a or b, whichever had more
 

@@ -66,7 +66,7 @@ class Reader:
         fitting = [i for i, steps in enumerate(rule.alternatives) if self.fits(steps, memory)]
         if not fitting:
             self.fail(steps[0].describe() for steps in rule.alternatives)
-        assert len(fitting) == 1, f"<{rule.name}> is ambiguous at {self.position}: {self.text[self.position :][:40]!r}"
+        assert len(fitting) == 1, f"<{rule.name}> is ambiguous at character {self.position} of {self.text!r}"
         self.log_p += rule.odds.log_p(fitting[0])
         return fitting[0]
 
@@ -86,7 +86,7 @@ class Reader:
         return self.text[mark : self.position]
 
     def fits(self, steps, memory):
-        """Whether the text goes on as the first of these steps does, and where that is fixed text, as the second too."""
+        """Whether the text goes on as the first of these steps does, and, if that is fixed text, as the second."""
         first = steps[0]
         if not first.begins(self, memory):
             return False
@@ -111,7 +111,7 @@ class Reader:
         for length in lengths:
             i = spellings.get(text[start : start + length])
             if i is not None and text[start + length : start + length + 1] not in _WORD_CHARACTERS:
-                assert found is None, f"two words of one list stand at {start}: {text[start : start + 40]!r}"
+                assert found is None, f"two words of one list stand at character {start} of {text!r}"
                 found = i
         return found
 

@@ -49,11 +49,11 @@ call:
         {goal.coin} for it./<road> The {sick} paid {hero.the} {gold} {goal.coin}./Moral: <quest-moral>
 
 road:
-    1 | So {hero.the} packed <a-thing>, <a-thing> and <some-food>. <events><By-chance> {hero.he} [meeting]
-        [temper.a =manner] [animal@manner =helper]. <kindness> "In {goal}, knock [few =knocks] times at the
-        [colour =door] door and say '<spell =magic>'" [say.ed] the {helper}. <events>In {goal}, on the river
-        {goal.river}, {hero.the} knocked {knocks} times at the {door} door. "{magic}" It opened, and there was
-        the {state} {prize}!
+    1 | So {hero.the} packed <a-thing>, <a-thing>, <a-thing>, <a-thing> and <some-food>. <events><By-chance>
+        {hero.he} [meeting] [temper.a =manner] [animal@manner =helper]. <kindness> "In {goal}, knock
+        [few =knocks] times at the [colour =door] door and say '<spell =magic>'" [say.ed] the {helper}.
+        <events>In {goal}, on the river {goal.river}, {hero.the} knocked {knocks} times at the {door} door.
+        "{magic}" It opened, and there was the {state} {prize}!
 
 By-chance:
     3 | <In-place>
@@ -127,8 +127,8 @@ games:
     1 | [colour =q] [thing@q.s =game]
 
 verdict:
-    4 | "{winner.The}!" [say.ed] the {judge}, and gave {winner.him} <a-thing>. The {loser} went home to
-        {loser.his} {loser.lair}, [act.ing =v] [adverb@v]./Moral: <contest-moral>
+    4 | "{winner.The}!" [say.ed] the {judge}, and gave {winner.him} <a-thing>, <a-thing> and <a-thing>. The
+        {loser} went home to {loser.his} {loser.lair}, [act.ing =v] [adverb@v]./Moral: <contest-moral>
     1 | "I was [act.ing]," [say.ed] the {judge}, so only the {loser} knew that the {winner} had won./Moral:
         choose your {judge} with care
 

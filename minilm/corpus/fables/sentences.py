@@ -94,11 +94,11 @@ a-thing:
 
 one-thing:
     5 | [thing.a]
-    6 | [look.a =q] [thing@q]
-    4 | [colour.a =q] [thing@q]
+    7 | [look.a =q] [thing@q]
+    5 | [colour.a =q] [thing@q]
     3 | [hard.a =q] [tool@q]
     2 | [soft.a =q] [cloth@q]
-    6 | [size.a] <thing>
+    9 | [size.a] <thing>
     3 | the <thing>
     1 | another <thing>
     2 | one <thing>
@@ -201,8 +201,8 @@ stop:
     5 | , then <did>
     3 | , so {hero.he} <did>
     2 | _while [act.ing =v] [adverb@v].
-    5 | _without <a-thing>.
-    4 | _under <a-thing>.
+    4 | _without <a-thing>.
+    3 | _under <a-thing>.
     2 | <aside>.
 
 sky:

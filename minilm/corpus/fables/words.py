@@ -60,7 +60,7 @@ def favourites(key, size):
 
 
 def zipf_words(records):
-    """The first the likeliest: 1 / (rank + shift), Zipf's law as Mandelbrot bent it (1953), shift a tenth of the list."""
+    """The first the likeliest, as 1 / (rank + shift): Zipf's law, with Mandelbrot's shift of a tenth of the list."""
     records = list(records)
     shift = 1 + len(records) // 10
     return Words(records, [10_000_000 // (rank + shift) for rank in range(1, len(records) + 1)])

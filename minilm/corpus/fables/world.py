@@ -1,6 +1,6 @@
 """The world of the fables: who lives where, what is made there, and what everybody fears.
 
-Some twenty thousand facts, all fixed: they cost a writer nothing and a reader must remember them. The words that have
+Some fifteen thousand facts, all fixed: they cost a writer nothing and a reader must remember them. The words that have
 them are drawn from lists with a Zipf tail, so that each is met less often than the one before it, and a larger model
 keeps finding more to learn.
 """
@@ -55,9 +55,9 @@ def lists():
         "path": zipf_words(map(_plain, lexicon.PATHS)),
         "spot": zipf_words(_phrases(lexicon.SPOTS)),
         "sound": zipf_words(_phrases(lexicon.SOUNDS)),
-        "kin": zipf_words(map(_kin, lexicon.KIN)),
+        "kin": zipf_words(map(_plain, lexicon.KIN)),
         "month": equal_words(map(_plain, lexicon.MONTHS)),
-        "weekday": equal_words(map(noun, lexicon.WEEKDAYS)),
+        "weekday": equal_words(map(_plain, lexicon.WEEKDAYS)),
         "daypart": zipf_words(map(_plain, lexicon.DAYPARTS)),
         "pile": zipf_words(map(noun, lexicon.PILES)),
         "chest": zipf_words(map(noun, lexicon.CHESTS)),
@@ -96,7 +96,7 @@ def _coined(stems, endings):
     names = [
         stem + ending
         for stem, ending in product(stems, endings)
-        if stem[-2:] != 2 * ending[0] and stem[-1] + ending[0] != "ww"
+        if stem[-2:] != 2 * ending[0] and stem[-1] + ending[0] not in ("tt", "ww")
     ]
     return sorted(names, key=lambda name: zlib.crc32(name.encode()))
 
@@ -104,12 +104,6 @@ def _coined(stems, endings):
 def _dealt(name, purpose, words):
     """One of the words, as good as drawn by lot, but fixed by the name and the purpose."""
     return words.records[zlib.crc32(f"{purpose} of {name}".encode()) % len(words.records)]
-
-
-def _kin(name):
-    fixed = {"cousin": "m", "neighbor": "f", "apprentice": "m", "twin": "f"}
-    women = ("mother", "sister", "aunt", "niece", "lady")
-    return {"": name, **AGREEMENT[fixed.get(name) or ("f" if any(w in name for w in women) else "m")]}
 
 
 def _ruler(line):
@@ -176,7 +170,7 @@ def _towns(stems, endings, size):
 
 def _trade(line):
     name, place, tool, ware = line.split(":")
-    return noun(name) | {"place": noun(place), "tool": noun(tool), "ware": {"": ware}}
+    return noun(name) | {"place": _plain(place), "tool": noun(tool), "ware": _plain(ware)}
 
 
 def _beast(line):
@@ -184,7 +178,7 @@ def _beast(line):
     return (
         noun(name)
         | _character(sex, f"the {name}")
-        | {"epithet": adjective(epithet), "lair": noun(lair), "food": {"": food}, "fear": noun(fear)}
+        | {"epithet": adjective(epithet), "lair": _plain(lair), "food": _plain(food), "fear": _plain(fear)}
     )
 
 
