@@ -132,6 +132,8 @@ VARIANTS = {
     },
     "bfloat16": {"dtype": "bfloat16"},
     "sampling": {"sample_interval": 3, "model": {"dropout": 0.2}},
+    "deterministic": {"deterministic": True, "model": {"dropout": 0.2}},
+    "compiled": {"compile": True, "model": {"n_layers": 1, "d_model": 16, "dropout": 0.2}},
     "between evaluations": {"eval_interval": 0, "log_interval": 7},
 }
 
