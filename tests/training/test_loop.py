@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from minilm import hardware
 from minilm.config import build
 from minilm.errors import UserError
 from minilm.training import checkpoint, loop
@@ -141,6 +142,8 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(name, tmp_path, text_file):
     config = config_for(text_file, **VARIANTS[name])
+    if config.train.compile and hardware.compiler_missing(torch.device("cpu")):
+        pytest.skip("torch.compile needs a C++ compiler")
     run_training(config, tmp_path / "whole")
 
     class Stop(loop.Loop):
