@@ -184,6 +184,7 @@ class Loop:
         with ThreadPoolExecutor(1) as ahead, ProgressLine(self.console, c.steps, state.step) as line:
             upcoming = ahead.submit(self.fetch, state.step)
             self.clock, self.window_start, self.window_step = time.perf_counter() - state.wall, state.wall, state.step
+            self.begun = (state.wall, state.step)
             if state.step == 0:
                 self.milestones(line)
             while state.step < c.steps and not self.caught:
@@ -249,7 +250,8 @@ class Loop:
         self.unread.clear()
         self.run.flush()
         mfu = rate * self.facts["flops_per_token"] / self.facts["peak_flops"] if self.facts["peak_flops"] else None
-        left = (c.steps - state.step) * self.facts["tokens_per_step"] / rate
+        wall, steps = self.begun  # the time left goes by all steps of this process: one slow window does not move it
+        left = (c.steps - state.step) * (state.wall - wall) / (state.step - steps)
         best = f"  best val {state.best['val_loss']:.4f}" if state.best else ""
         line.update(
             state.step,
