@@ -6,25 +6,25 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "minilm/__init__.py").read_text(), re.M).group(1)
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "minilm/__init__.py").read_text(encoding="utf-8"), re.M).group(1)
 
 setup(
     name="minilm",
     version=VERSION,
     description="A small-GPT laboratory: train, sample, ablate, fit and report, on fused Triton kernels",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["kernels", "kernels.*", "minilm", "minilm.*"]),
-    package_data={"minilm": ["py.typed", "report/templates/*"], "kernels": ["py.typed", "fused/tuned/*.json"]},
+    package_data={"minilm": ["report/templates/*"], "kernels": ["fused/tuned/*.json"]},
     install_requires=[
         "torch>=2.10",  # CVE-2025-32434 and CVE-2026-24747 in torch.load are fixed there
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=1.26",
         "matplotlib>=3.8",
-        "click>=8.1",
+        "click>=8.2",
         "rich>=13.7",
         "tokenizers>=0.20",
         "jinja2>=3.1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -90,7 +91,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type != "cuda" or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
-    known = [chip for chip in PEAK_TFLOPS if chip.lower() in name.lower()]
+    if re.search(r"\b(laptop|max-q|ti|super|mobile)\b", name, re.I):  # other chips under the same number
+        return None
+    known = [chip for chip in PEAK_TFLOPS if re.search(rf"\b{re.escape(chip)}\b", name, re.I)]
     return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
 
 

@@ -5,6 +5,7 @@ prepare() writes the folder, open_dataset() reads and checks it, BatchSampler dr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -36,6 +37,7 @@ from minilm.errors import UserError
 
 FORMAT = 1
 SPLITS = ("train", "val")
+FILES = {"meta.json", "tokenizer.json", "train.bin", "val.bin"}
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,19 @@ def prepared(config: DataConfig) -> Dataset:
     """The dataset for `config` from the cache, prepared first where it is not there yet.
 
     The cache is keyed by the content of the source and by every setting that changes what is written, so a changed
-    file is prepared anew and a moved one is not.
+    file is prepared anew and a moved one is not. A source that is a folder which prepare() wrote is opened as it is.
     """
+    if (Path(config.source) / "meta.json").exists() and (Path(config.source) / "train.bin").exists():
+        return open_dataset(Path(config.source))
     source = open_source(config)
     settings = dataclasses.asdict(config)
     used = ["tokenizer", "val_fraction", "split", "unknown"] + (["vocab_size"] if config.tokenizer == "bpe" else [])
     key = json.dumps([FORMAT, source.fingerprint(), {name: settings[name] for name in used}])
     folder = cache_folder() / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    if not (folder / "meta.json").exists():
-        prepare(config, folder, source)
+    if (folder / "meta.json").exists():
+        with contextlib.suppress(UserError):  # what is damaged in the cache is made again
+            return open_dataset(folder)
+    prepare(config, folder, source)
     return open_dataset(folder)
 
 
@@ -83,15 +89,18 @@ def prepare(config: DataConfig, out: Path, source: Source | None = None) -> Path
     Raises UserError for a source that is empty or leaves a split empty, and for an `out` that holds other things.
     """
     source = source or open_source(config)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not (out / "meta.json").exists():
-        raise UserError(f"{out} exists and is no prepared data; name another folder by --out.")
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
+        raise UserError(f"{out} exists and holds other things than prepared data; name another folder by --out.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); name another folder.") from None
     try:
-        _write(config, source, work)
+        try:
+            _write(config, source, work)
+        except OSError as error:
+            raise UserError(f"{work} could not be written ({error.strerror or error}); free some space.") from None
         if out.exists():
             shutil.rmtree(out)
         os.chmod(work, 0o755)

@@ -14,6 +14,7 @@ import os
 import sysconfig
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -110,7 +111,7 @@ class Files(Source):
     def _lines(self, path: Path) -> Iterator[Piece]:
         offset = 0
         with _open(path) as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(_whole_lines(file, path), 1):
                 where = f"{path}, line {number}"
                 try:
                     row = json.loads(line.decode("utf-8")) if line.strip() else None
@@ -123,7 +124,10 @@ class Files(Source):
                     continue
                 if not isinstance(row, dict) or not isinstance(row.get(self.field), str):
                     raise UserError(f"{where} has no text in the field {self.field!r}; name the right one by --field.")
-                yield Piece(row[self.field], True)
+                text = row[self.field]
+                if any("\ud800" <= c <= "\udfff" for c in text):
+                    raise UserError(f"{where} holds half of a character (a lone surrogate); mend or drop the line.")
+                yield Piece(text, True)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.field.encode())
@@ -213,8 +217,19 @@ def _open(path: Path) -> BinaryIO:
 def _read(file: BinaryIO, path: Path) -> bytes:
     try:
         return file.read(BLOCK)
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); the file is damaged or cut short.") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _whole_lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (OSError, EOFError, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read ({error}); the file is damaged or cut short.")
 
 
 def _is_utf8(path: Path) -> bool:

@@ -59,6 +59,10 @@ class CharTokenizer:
         codes = self._codes[np.asarray(ids, dtype=np.int64)]
         return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
 
+    def beginning(self) -> np.ndarray:
+        """What stands before a new document: a blank line, or what this vocabulary has nearest to it."""
+        return self.encode("\n\n", unknown="replace")
+
     def to_json(self) -> str:
         return json.dumps({"type": self.kind, "vocabulary": self.vocabulary})
 
@@ -97,6 +101,10 @@ class BPETokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def beginning(self) -> np.ndarray:
+        """What stands before a new document."""
+        return self.encode(END_OF_TEXT + "\n")
 
     def to_json(self) -> str:
         return self._tokenizer.to_str()

@@ -51,12 +51,12 @@ def stream_text(
 ) -> Iterator[str]:
     """What the model writes after `prompt`, in pieces as they are drawn; never a piece that ends within a character.
 
-    An empty prompt is taken as a blank line, after which a new document or speaker begins. seed None: from the clock.
+    An empty prompt begins a new document (see Tokenizer.beginning). seed None: from the clock.
     """
     device = model.head.weight.device
     generator = torch.Generator(device)
     _ = generator.seed() if seed is None else generator.manual_seed(seed)
-    context = tokenizer.encode(prompt, unknown) if prompt else tokenizer.encode("\n\n", unknown="replace")
+    context = tokenizer.encode(prompt, unknown) if prompt else tokenizer.beginning()
     ids = torch.tensor([context.tolist()], device=device)
     pending: list[int] = []  # tokens that may end within a character: each holds some bytes of it
     for token in model.stream(ids, max_new_tokens, temperature, top_k, top_p, generator):

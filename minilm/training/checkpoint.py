@@ -40,7 +40,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(part)
-        with open(part, "rb") as file:
+        with open(part, "r+b") as file:  # for writing: Windows syncs no other
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:

@@ -89,12 +89,12 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         self.flush()
         (self.path / ".holder").unlink(missing_ok=True)
+        self._lock.release()
         if not (self.path / CONFIG).exists():  # it failed before it began: leave nothing behind
-            (self.path / ".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink(missing_ok=True)
                 for folder in self._made:
                     folder.rmdir()
-        self._lock.release()
 
     def metric(self, row: dict[str, Any]) -> None:
         """A row of metrics.jsonl, written at the next flush()."""

@@ -71,7 +71,8 @@ def train(
         if resume:
             saved = read_config(out)
             if config.model.vocab_size is None:  # what the data has, as when the run was started
-                config = dataclasses.replace(config, model=saved.model)
+                model = dataclasses.replace(config.model, vocab_size=saved.model.vocab_size)
+                config = dataclasses.replace(config, model=model)
             changes = check_resume(saved, config)
         loop = prepare_loop(config, run, console, caught, command)
         if resume:
@@ -161,11 +162,21 @@ class Loop:
         checkpoint.load_weights(self.model, state, path)
         for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved_state)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         checkpoint.restore_generators(state["generators"])
         self.state = State(**state["state"])
-        self.run.rewind(self.state.step)
+        if self.config.train.steps < self.state.step:
+            raise UserError(
+                f"train.steps is {self.config.train.steps} and {self.run.path} has done {self.state.step}; ask for more."
+            )
+        self.run.rewind(self.state.step or -1)  # step 0 is evaluated again
         self.run.event(self.state.step, "resume", f"resumed at step {self.state.step}")
+        asked = {change.split()[0] for change in changes}
+        for fact in ("device", "dtype", "residual_dtype", "kernels"):  # what "auto" came to here and there
+            before, now = saved["facts"].get(fact), self.facts[fact]
+            if before != now and f"train.{fact}" not in asked:
+                changes = [*changes, f"{fact} in use from {before} to {now}"]
         for change in changes:
             self.run.event(self.state.step, "config_change", change)
             self.console.print(f"Changed: {change}", highlight=False)
@@ -186,6 +197,7 @@ class Loop:
             self.clock, self.window_start, self.window_step = time.perf_counter() - state.wall, state.wall, state.step
             self.begun = (state.wall, state.step)
             if state.step == 0:
+                self.save_last()  # from here on there is something to resume
                 self.milestones(line)
             while state.step < c.steps and not self.caught:
                 batch = upcoming.result()
@@ -221,11 +233,8 @@ class Loop:
                 self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
         bad = ~(norm.isfinite() & loss.isfinite())
-        for optimizer in self.optimizers:
-            if self.scaler.is_enabled():
-                self.scaler.step(optimizer)
-            else:
-                step_unless(bad, optimizer)
+        for optimizer in self.optimizers:  # not by scaler.step, which asks each optimizer about its own gradients only
+            step_unless(bad, optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         state.step += 1
@@ -319,14 +328,15 @@ class Loop:
     def sample(self) -> None:
         """What the model writes now, drawn from a generator of its own: training is the same with or without."""
         seed, samples = self.config.train.seed, []
-        start = self.data.tokenizer.encode("\n\n", unknown="replace")
+        start = self.data.tokenizer.beginning()
         context = torch.tensor(start[None].tolist(), device=self.device)
         for temperature in (
             SAMPLE_TEMPERATURES if self.state.step == self.config.train.steps else SAMPLE_TEMPERATURES[:1]
         ):
             generator = torch.Generator(self.device).manual_seed(seed)
             out = self.model.generate(context, SAMPLE_TOKENS, temperature, generator=generator)
-            text = self.data.tokenizer.decode(out[0, len(start) :].tolist())
+            known = [i for i in out[0, len(start) :].tolist() if i < self.data.vocab_size]  # not of a padded vocabulary
+            text = self.data.tokenizer.decode(known)
             how = {"prompt": "", "temperature": temperature, "top_k": None, "top_p": None, "seed": seed}
             samples.append({**how, "text": text})
         self.run.sample(self.state.step, samples)

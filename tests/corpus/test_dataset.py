@@ -110,9 +110,22 @@ def test_too_little_text_is_one_sentence(tmp_path, text, options, sentence):
 def test_a_folder_of_other_things_is_not_overwritten(source, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="is no prepared data; name another folder"):
+    (tmp_path / "precious" / "meta.json").write_text("{}")
+    with pytest.raises(UserError, match="holds other things than prepared data; name another folder"):
         prepare(DataConfig(source=str(source)), tmp_path / "precious")
     assert (tmp_path / "precious" / "thesis.txt").exists()
+
+
+def test_a_prepared_folder_is_a_source_and_may_be_prepared_again(source, tmp_path):
+    for _ in range(2):
+        folder = prepare(DataConfig(source=str(source)), tmp_path / "out")
+    assert prepared(DataConfig(source=str(folder))).folder == folder
+
+
+def test_damage_in_the_cache_is_made_good(source):
+    folder = prepared(DataConfig(source=str(source))).folder
+    (folder / "val.bin").write_bytes(b"")
+    assert len(prepared(DataConfig(source=str(source))).val)
 
 
 class TestDamage:

@@ -95,6 +95,22 @@ def test_what_cannot_be_a_source_is_one_sentence(tmp_path, name, sentence):
         documents(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_archive_is_one_sentence(tmp_path, name, damage):
+    content = bytearray(gzip.compress(b'{"text": "some text"}\n' * 5000))
+    content = content[:-20] if damage == "cut" else content[:30] + b"\xff" * 8 + content[38:]
+    (tmp_path / name).write_bytes(bytes(content))
+    with pytest.raises(UserError, match="cannot be read"):
+        documents(tmp_path / name)
+
+
+def test_half_a_character_is_named_by_its_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud83d"}\n')
+    with pytest.raises(UserError, match="line 2 holds half of a character"):
+        documents(tmp_path / "a.jsonl")
+
+
 def test_python_is_the_installed_library_and_is_text():
     source = open_source(DataConfig(source="python"))
     names = [p.name for p in source.paths]

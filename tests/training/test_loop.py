@@ -199,6 +199,30 @@ def test_rows_after_the_resumed_step_and_a_torn_line_are_dropped(tmp_path, text_
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()][-1] == 12
 
 
+def test_a_run_killed_before_its_first_checkpoint_can_be_resumed(tmp_path, text_file):
+    class Killed(loop.Loop):
+        def update(self, batch):
+            if self.state.step == 3:
+                raise MemoryError
+            super().update(batch)
+
+    config = config_for(text_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Loop", Killed)
+        with pytest.raises(MemoryError):
+            run_training(config, tmp_path / "run")
+    run_training(config, tmp_path / "run", resume=True)
+    rows = journal_without_times(tmp_path / "run")
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in rows if "val_loss" in r] == [0, 4, 8, 12]
+
+
+def test_a_padded_vocabulary_trains_and_samples(tmp_path, text_file):
+    config = config_for(text_file, steps=2, sample_interval=1, model={"vocab_size": 4096})
+    result, _ = run_training(config, tmp_path / "run")
+    assert result.state.step == 2
+
+
 class TestGuards:
     def poisoned(self, when):
         class Poisoned(loop.Loop):
@@ -318,6 +342,11 @@ class TestRefusedResumes:
 
         with pytest.raises(UserError, match=r"cannot change train.lr from 0.001 to 0.01"):
             run_training(changed(lr=0.01), tmp_path / "run", resume=True)
+        with pytest.raises(UserError, match=r"cannot change model.n_layers from 2 to 3"):
+            run_training(config_for(text_file, model={"n_layers": 3}, steps=2), tmp_path / "run", resume=True)
+        with pytest.raises(UserError, match=r"train.steps is 1 and .*run has done 2; ask for more"):
+            run_training(changed(steps=1), tmp_path / "run", resume=True)
+        assert loop.read_config(tmp_path / "run").train.steps == 2
         run_training(changed(steps=4, kernels="reference"), tmp_path / "run", resume=True)
         changes = [e["message"] for e in read_rows(tmp_path / "run" / "events.jsonl") if e["event"] == "config_change"]
         assert changes == ["train.steps from 2 to 4", "train.kernels from torch to reference"]

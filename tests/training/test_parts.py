@@ -190,6 +190,29 @@ def small_tiny_parameters():
     return GPT(build("tiny", {"model": {"vocab_size": 70}}).model).count_parameters()["total"]
 
 
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3080 Ti", None),
+        ("Tesla T4", 65),
+        ("NVIDIA T400", None),
+    ],
+)
+def test_peak_rates_are_of_the_very_chip(name, tflops, monkeypatch):
+    from minilm import hardware
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    peak = hardware.peak_flops(torch.device("cuda"), torch.bfloat16)
+    assert peak == (tflops and tflops * 1e12)
+    assert hardware.peak_flops(torch.device("cuda"), torch.float32) is None
+
+
 def test_durations_read_as_people_say_them():
     from minilm.training.progress import duration, size
 
