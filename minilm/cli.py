@@ -137,7 +137,7 @@ def train(
 
     overrides: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
     overrides["train"] |= {name: value for name, value in {**options, "compile": compiled}.items() if value is not None}
-    overrides["data"] |= {"source": source} if source else {}
+    overrides["data"] |= {} if source is None else {"source": source}
     for assignment in assignments:
         section, key, value = configuration.parse_assignment(assignment)
         overrides.setdefault(section, {})[key] = value
@@ -186,7 +186,9 @@ def _say_what_was_reached(run: Path, console: Any, baselines: bool, report: bool
         with console.status("Drawing the report ..."):
             page = write_report([run])
         console.print(f"Report: {page}", highlight=False, soft_wrap=True)
-    console.print(f"Write with it: minilm generate --run {run} --stream", highlight=False, soft_wrap=True)
+    console.print(
+        f"Write with it: minilm generate --run {shlex.quote(str(run))} --stream", highlight=False, soft_wrap=True
+    )
 
 
 @cli.command()

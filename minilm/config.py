@@ -91,7 +91,7 @@ class TrainConfig:
     kernels: str = _choice("auto", "auto", "reference", "torch", "triton")
     compile: bool = False
     deterministic: bool = False
-    max_bad_steps: int = _number(20, 1)  # so many non-finite steps in a row end the run
+    max_bad_steps: int = _number(20, 1)  # non-finite steps in a row that end the run, as seen when losses are read
 
     def __post_init__(self) -> None:
         _check(self, "train")
@@ -289,13 +289,13 @@ def _known_key(section: str, key: str) -> str:
     if key in keys:
         return key
     elsewhere = [f"{s}.{key}" for s, kind in SECTIONS.items() if key in {f.name for f in dataclasses.fields(kind)}]
-    hint = f": did you mean {elsewhere[0]}?" if elsewhere else _did_you_mean(key, keys, f"{section}.")
+    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else _did_you_mean(key, keys, f"{section}.")
     raise UserError(f"There is no key {section}.{key}{hint}; {section} has {_words(keys)}.")
 
 
 def _did_you_mean(word: str, known: typing.Iterable[str], prefix: str = "") -> str:
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f": did you mean {prefix}{close[0]}?" if close else ""
+    return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
 def _words(items: typing.Iterable[str]) -> str:
@@ -359,4 +359,4 @@ def _check(config: Any, section: str) -> None:
 
 
 def _fail(name: str, value: Any, allowed: str, hint: str = "") -> typing.NoReturn:
-    raise UserError(f"{name} is {value!r}; it must be {allowed}{hint or '.'}")
+    raise UserError(f"{name} is {value!r}; it must be {allowed}{hint}.")

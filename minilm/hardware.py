@@ -61,10 +61,10 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise UserError(f"train.device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
+        raise UserError(f"The device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps.")
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
     if (device.index or 0) >= count:
-        raise UserError(f"train.device is {name!r} and this machine has {count} of that kind; use auto or cpu.")
+        raise UserError(f"The device is {name!r} and this machine has {count} of that kind; use auto or cpu.")
     return device
 
 

@@ -164,6 +164,8 @@ class TestGenerate:
         refused(generate("--run", "run", "--checkpoint", "77"), "has no checkpoint '77'; it has best, last")
         refused(generate("--run", "run", "--prompt", "a€"), "'€' at position 1", "--unknown replace")
         refused(generate("--run", "run", "--temperature", "-1"), "--temperature")
+        refused(generate("--run", "run", "--temperature", "nan"), "The temperature is nan")
+        refused(generate("--run", "."), "is not a run folder")
         refused(generate("--run", "run", "--kernels", "triton"), "--kernels triton cannot run here")
         assert (
             generate("--run", "run", "--prompt", "a€", "--unknown", "replace", "--max-new-tokens", "3").returncode == 0
@@ -200,13 +202,15 @@ class TestMistakes:
         refused(run_here(*TINY, "--data", tmp_path / "latin.txt"), "latin.txt is not UTF-8", "offset 3")
         refused(run_here("prepare", tmp_path / "latin.txt", "--out", tmp_path / "data"), "offset 3")
 
+        refused(run_here(*TINY, "--data", ""), "The data source is empty")
+
     def test_of_settings(self, tmp_path):
         refused(run_here("train", "--preset", "quik"), "no preset 'quik'", "did you mean quick?")
         refused(run_here(*TINY, "--set", "train.lrr=1"), "no key train.lrr", "did you mean train.lr?")
         refused(run_here(*TINY, "--set", "train.lr=fast"), "train.lr is 'fast'; it must be a number")
         refused(run_here(*TINY, "--steps", "0"), "train.steps is 0; it must be at least 1")
-        refused(run_here(*TINY, "--device", "cuda"), "train.device is 'cuda' and this machine has 0 of that kind")
-        refused(run_here(*TINY, "--device", "quantum"), "train.device is 'quantum'")
+        refused(run_here(*TINY, "--device", "cuda"), "The device is 'cuda' and this machine has 0 of that kind")
+        refused(run_here(*TINY, "--device", "quantum"), "The device is 'quantum'")
         refused(run_here(*TINY, "--dtype", "float16"), "train.dtype is 'float16' and the device is a CPU")
         refused(run_here(*TINY, "--kernels", "cuda"), "--kernels")
         refused(run_here("train", "--nonsense"), "--nonsense")

@@ -62,7 +62,7 @@ def test_the_capstone_is_as_it_is_described():
         ("train.learnrate=1", "There is no key train.learnrate"),
         ("train.lrr=1", "did you mean train.lr?"),
         ("train.d_model=1", "did you mean model.d_model?"),
-        ("modle.d_model=1", "There is no section 'modle': did you mean model?"),
+        ("modle.d_model=1", "There is no section 'modle' (did you mean model?)"),
         ("lr=1", "not of the form section.key=value"),
         ("train.lr", "not of the form section.key=value"),
         ("train.steps=ten", "train.steps is 'ten'; it must be a whole number"),
@@ -77,7 +77,7 @@ def test_the_capstone_is_as_it_is_described():
         ("train.grad_accumulation=7", "train.grad_accumulation is 7; it must be a divisor of batch_size (8)"),
         ("train.min_lr=1", "train.min_lr is 1.0; it must be at most train.lr"),
         ("train.save_at=soon", "train.save_at is 'soon'; it must be pythia or steps"),
-        ("model.activation=glu", "it must be one of gelu, gelu_tanh, relu, swiglu: did you mean gelu?"),
+        ("model.activation=glu", "it must be one of gelu, gelu_tanh, relu, swiglu (did you mean gelu?)"),
         ("model.d_model=130", "model.d_model is 130; it must be a multiple of model.n_heads (4)"),
         ("model.n_kv_heads=3", "model.n_kv_heads is 3; it must be a divisor of model.n_heads (4)"),
         ("data.val_fraction=1", "it must be above 0 and below 1"),
@@ -95,7 +95,7 @@ def test_a_wrong_setting_names_the_field_the_value_and_what_is_allowed(assignmen
 
 
 def test_an_unknown_preset_gets_a_suggestion():
-    with pytest.raises(UserError, match=r"no preset 'quik': did you mean quick\?; there are quick, tiny"):
+    with pytest.raises(UserError, match=r"no preset 'quik' \(did you mean quick\?\); there are quick, tiny"):
         build("quik")
 
 

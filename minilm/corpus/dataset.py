@@ -95,7 +95,9 @@ def prepare(config: DataConfig, out: Path, source: Source | None = None) -> Path
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); name another folder.") from None
+        raise UserError(
+            f"{out} cannot be written ({error.strerror}); name another folder, or move the cache by MINILM_CACHE."
+        ) from None
     try:
         try:
             _write(config, source, work)
@@ -183,7 +185,7 @@ def _write(config: DataConfig, source: Source, work: Path) -> None:
     spool = _Spool(source, separator, work / "text")
     if not spool.bytes:
         raise UserError(f"{config.source} is empty; it needs some text to learn from.")
-    rule = config.split if config.split != "auto" else "document" if source.by_document else "tail"
+    rule = config.split if config.split != "auto" else "document" if len(spool.bytes) >= source.by_document else "tail"
     ranges = _by_document(spool, config) if rule == "document" else _tail(spool, config)
 
     if config.tokenizer == "char":
@@ -208,7 +210,7 @@ def _write(config: DataConfig, source: Source, work: Path) -> None:
         if not meta[split]["tokens"]:
             raise UserError(
                 f"{config.source} leaves the {split} split empty ({len(spool.bytes)} documents split by {rule}); give "
-                "more text, another --val-fraction, or --split tail."
+                "more text, another --val-fraction (data.val_fraction), or --split tail (data.split)."
             )
     meta["bytes_per_token"] = meta["val"]["bytes_per_token"]  # of the text that losses are measured on
     meta["floor"] = _floor(spool, config) if rule == "document" and not separator else None

@@ -44,12 +44,12 @@ def cache_folder() -> Path:
 class Source:
     """A named corpus: `pieces()` streams its text, `fingerprint()` is a SHA-256 that changes when the text does.
 
-    separated: whether something must be put between its documents. by_document: whether there are documents enough
-    to hold whole ones out.
+    separated: whether something must be put between its documents. by_document: from how many documents on whole ones
+    are held out, where the split is left to us.
     """
 
     separated = False
-    by_document = False
+    by_document = 100  # one in ten by a hash of each: no validation split at all once in 40,000 such corpora
 
     def pieces(self) -> Iterator[Piece]:
         raise NotImplementedError
@@ -61,7 +61,7 @@ class Source:
 class Fables(Source):
     """Stories from a random source written in code, whose exact probability is known."""
 
-    by_document = True
+    by_document = 1
 
     def __init__(self, characters: int, seed: int):
         self.characters, self.seed = characters, seed
@@ -84,7 +84,7 @@ class Files(Source):
     def __init__(self, paths: list[Path], field: str = "text", skip_undecodable: bool = False):
         self.paths, self.field, self.skip_undecodable = paths, field, skip_undecodable
         lines = any(_suffix(path) == ".jsonl" for path in paths)
-        self.separated = self.by_document = lines or len(paths) > 1
+        self.separated = lines or len(paths) > 1
 
     def pieces(self) -> Iterator[Piece]:
         for path in self.paths:
@@ -123,7 +123,9 @@ class Files(Source):
                 if row is None:
                     continue
                 if not isinstance(row, dict) or not isinstance(row.get(self.field), str):
-                    raise UserError(f"{where} has no text in the field {self.field!r}; name the right one by --field.")
+                    raise UserError(
+                        f"{where} has no text in the field {self.field!r}; name the right one by --field (data.field)."
+                    )
                 text = row[self.field]
                 if any("\ud800" <= c <= "\udfff" for c in text):
                     raise UserError(f"{where} holds half of a character (a lone surrogate); mend or drop the line.")
@@ -142,6 +144,8 @@ class Files(Source):
 def open_source(config: DataConfig) -> Source:
     """The source that config.source names. Raises UserError for what does not exist or is of no known kind."""
     name = config.source
+    if not name.strip():
+        raise UserError("The data source is empty; give fables, shakespeare, python, or a path.")
     if name == "fables":
         return Fables(config.characters, config.seed)
     if name == "shakespeare":
@@ -186,7 +190,9 @@ def _standard_library() -> list[Path]:
 def _resolve(name: str) -> list[Path]:
     path, allowed = Path(name).expanduser(), ", ".join(SUFFIXES) + ", each also .gz"
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
+        seen = (p for p in path.rglob("*") if p.is_file() and _suffix(p) in SUFFIXES)
+        # hidden files and folders (.git, .env.txt) are not text that anyone meant
+        found = sorted(p for p in seen if not any(part.startswith(".") for part in p.relative_to(path).parts))
         if not found:
             raise UserError(f"The folder {name} holds no file that can be read; it needs {allowed}.")
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def load_run(
     device = hardware.resolve_device(device_name)
     ops = kernels.select(kernels_name, device)
     if not run.is_dir():
-        raise UserError(f"There is no run folder {run}; runs are listed by: ls runs")
+        raise UserError(f"There is no run folder {run}; name one that minilm train wrote.")
+    if not (run / "config.json").exists():
+        raise UserError(f"{run} is not a run folder, for it has no config.json; name one that minilm train wrote.")
     path = checkpoint.find(run, which)
     state = checkpoint.load(path, device)
     config = checkpoint.config_of(state).model
@@ -53,6 +56,8 @@ def stream_text(
 
     An empty prompt begins a new document (see Tokenizer.beginning). seed None: from the clock.
     """
+    if not math.isfinite(temperature) or temperature < 0:
+        raise UserError(f"The temperature is {temperature}; it must be a number of at least 0, 0 being greedy.")
     device = model.head.weight.device
     generator = torch.Generator(device)
     _ = generator.seed() if seed is None else generator.manual_seed(seed)

@@ -167,9 +167,8 @@ class Loop:
         checkpoint.restore_generators(state["generators"])
         self.state = State(**state["state"])
         if self.config.train.steps < self.state.step:
-            raise UserError(
-                f"train.steps is {self.config.train.steps} and {self.run.path} has done {self.state.step}; ask for more."
-            )
+            steps, done = self.config.train.steps, self.state.step
+            raise UserError(f"train.steps is {steps} and {self.run.path} has done {done}; ask for more.")
         self.run.rewind(self.state.step or -1)  # step 0 is evaluated again
         self.run.event(self.state.step, "resume", f"resumed at step {self.state.step}")
         asked = {change.split()[0] for change in changes}

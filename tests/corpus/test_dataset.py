@@ -51,6 +51,13 @@ def test_document_split_holds_out_whole_documents_and_equal_ones_together(tmp_pa
     assert data.meta["split"]["rule"] == "document"
 
 
+def test_a_few_documents_are_cut_by_position(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{name} text " * 99)
+    data = open_dataset(prepare(DataConfig(source=str(tmp_path)), tmp_path / "out"))
+    assert data.meta["split"]["rule"] == "tail" and len(data.val) == pytest.approx(len(data.train) / 9, rel=0.01)
+
+
 def test_documents_of_bpe_end_in_one_token(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i} " * 9}) + "\n" for i in range(50)))

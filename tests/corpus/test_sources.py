@@ -27,6 +27,9 @@ def test_a_folder_is_its_files_in_sorted_order(tmp_path):
     (tmp_path / "a.md").write_text("first")
     (tmp_path / "sub" / "c.py.gz").write_bytes(gzip.compress("third ✓".encode()))
     (tmp_path / "notes.pdf").write_bytes(b"\xff")
+    (tmp_path / ".env.txt").write_text("a secret")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "x.md").write_text("history")
     assert documents(tmp_path) == ["first", "second\r\n", "third ✓"]
     assert documents(f"{tmp_path}/**/*.gz") == ["third ✓"]
     assert documents(f"{tmp_path}/a.md,{tmp_path}/b.txt") == ["first", "second\r\n"]
