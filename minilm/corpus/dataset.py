@@ -37,6 +37,7 @@ from minilm.errors import UserError
 
 FORMAT = 1
 SPLITS = ("train", "val")
+LONG_LINE = 4  # blocks
 FILES = {"meta.json", "tokenizer.json", "train.bin", "val.bin"}
 
 
@@ -151,7 +152,7 @@ class _Spool:
 
     def read(self, start: int, end: int) -> Iterator[str]:
         """The text between two byte positions that lie between characters, about BLOCK bytes at a time, cut after a
-        line end where there is one, so that no word or mark of a document's end is cut."""
+        line end, so that no word or mark of a document's end is cut; a very long line after a space, or anywhere."""
         with open(self.path, "rb") as file:
             file.seek(start)
             held = b""
@@ -160,6 +161,8 @@ class _Spool:
                 start += len(block)
                 held += block
                 cut = len(held) if start >= end else held.rfind(b"\n") + 1
+                if not cut and len(held) > LONG_LINE * BLOCK:
+                    cut = held.rfind(b" ") + 1 or _last_character(held)
                 if cut:
                     yield held[:cut].decode("utf-8")
                     held = held[cut:]
@@ -178,6 +181,11 @@ class _Spool:
                 if not len(block):
                     break
         return position
+
+
+def _last_character(encoded: bytes) -> int:
+    """Where the last character of a UTF-8 text that may end within one begins."""
+    return next(i for i in range(len(encoded) - 1, -1, -1) if encoded[i] & 0xC0 != 0x80)
 
 
 def _write(config: DataConfig, source: Source, work: Path) -> None:

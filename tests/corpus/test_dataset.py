@@ -40,6 +40,24 @@ def test_the_tail_split_cuts_the_characters_where_nanogpt_does(source, tmp_path,
     assert data.bits_per_byte(2.0) == pytest.approx(2.0 / math.log(2) * len(data.val) / len(val.encode()))
 
 
+@pytest.mark.parametrize("text", ["é漢😀x" * 500, "word é漢😀 " * 300], ids=["no spaces", "spaces"])
+def test_one_endless_line_is_read_in_pieces_that_join_to_the_whole(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(dataset, "BLOCK", 33)
+    (tmp_path / "line.txt").write_text(text, encoding="utf-8")
+    data = open_dataset(prepare(DataConfig(source=str(tmp_path / "line.txt")), tmp_path / "out"))
+    assert "".join(texts(data)) == text
+    longest, read = [], dataset._Spool.read
+
+    def recorded(spool, start, end):
+        for piece in read(spool, start, end):
+            longest.append(len(piece.encode()))
+            yield piece
+
+    monkeypatch.setattr(dataset._Spool, "read", recorded)
+    prepare(DataConfig(source=str(tmp_path / "line.txt")), tmp_path / "again")
+    assert max(longest) < 6 * 33
+
+
 def test_document_split_holds_out_whole_documents_and_equal_ones_together(tmp_path):
     documents = [f"document {i % 300} says {i % 300}" for i in range(600)]
     path = tmp_path / "rows.jsonl"
