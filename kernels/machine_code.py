@@ -2,10 +2,9 @@
 
     python -m kernels.machine_code --arch 80,90 --json machine_code.json
 
-Each fused module names its representative calls in MACHINE_CODE_CASES: a label and a function of no argument that runs
-the public operation, forward and backward, on small CPU tensors. Here those calls go through the real launchers with
-the committed tuning tables of the chip asked for, so strides, alignment and constants are specialised as they will be
-on a GPU; but a launch only compiles, and nothing runs. The figures come from Triton's own cuobjdump and nvdisasm.
+The representative calls of kernels.machine_code_cases go through the real launchers with the committed tuning tables of
+the chip asked for, so strides, alignment and constants are specialised as they will be on a GPU; but a launch only
+compiles, and nothing runs. The figures come from Triton's own cuobjdump and nvdisasm.
 
 Under TRITON_INTERPRET nothing can be compiled, so this needs a process without it.
 """
@@ -15,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -32,6 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from kernels.fused import tuning
+from kernels.machine_code_cases import CASES
 
 HERE = Path(__file__).parent
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -157,19 +156,9 @@ def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / tool, *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def modules() -> list[str]:
-    """The fused modules that name cases, in the order of their names."""
-    files = sorted((HERE / "fused").glob("*.py"))
-    return [f.stem for f in files if re.search(r"^MACHINE_CODE_CASES\b", f.read_text(encoding="utf-8"), re.M)]
-
-
 def cases(pattern: str = "") -> dict[str, Callable[[], None]]:
-    """The registered cases whose "module: label" contains the regular expression."""
-    named = {
-        f"{name}: {label}": case
-        for name in modules()
-        for label, case in importlib.import_module(f"kernels.fused.{name}").MACHINE_CODE_CASES.items()
-    }
+    """The cases whose "operation: label" contains the regular expression."""
+    named = {f"{op}: {label}": case for op, chosen in CASES.items() for label, case in chosen.items()}
     return {label: case for label, case in named.items() if re.search(pattern, label)}
 
 
@@ -191,9 +180,10 @@ def _config(kernel: Any) -> dict[str, int]:
 
 
 def source_hash() -> str:
-    """Of everything that decides the machine code: kernels, tables, Triton apart (its version is stored beside)."""
+    """Of everything that decides the figures but Triton, whose version is stored beside: kernels, tables and cases."""
     digest = hashlib.sha256()
-    for path in sorted([*(HERE / "fused").glob("*.py"), *tuning.COMMITTED.glob("*.json"), HERE / "dropout.py"]):
+    others = [HERE / "dropout.py", HERE / "machine_code_cases.py"]
+    for path in sorted([*(HERE / "fused").glob("*.py"), *tuning.COMMITTED.glob("*.json"), *others]):
         digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -134,13 +134,16 @@ def linear_cross_entropy(
 def unpack_heads(qkv: Tensor, n_heads: int, n_kv_heads: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Views q (B, H, T, D), k, v (B, Hkv, T, D) into a packed projection (B, T, (H + 2·Hkv)·D). Copies nothing."""
     n_kv_heads = n_kv_heads or n_heads
-    head_dim, rest = divmod(qkv.shape[-1], n_heads + 2 * n_kv_heads)
-    if rest:
+    if qkv.shape[-1] % (n_heads + 2 * n_kv_heads):
         raise ValueError(
             f"packed width {qkv.shape[-1]} is no multiple of {n_heads} query and 2 x {n_kv_heads} key-value heads"
         )
-    heads = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2)  # (B, H + 2·Hkv, T, D)
-    return heads.split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+    return split_heads(qkv, n_heads + 2 * n_kv_heads).split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+
+
+def split_heads(x: Tensor, n_heads: int) -> Tensor:
+    """A view (B, H, T, D) into (B, T, H·D)."""
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_seed: int | Tensor | None) -> int:

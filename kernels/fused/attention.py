@@ -14,8 +14,6 @@ group in turn), so results are the same bits at every run.
 """
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import triton
@@ -25,7 +23,7 @@ from torch import Tensor
 from kernels import dropout
 from kernels.fused import tuning
 from kernels.fused.tiles import dropout_keeps, dropout_row_keys, head_offset, load_tile, store_tile
-from kernels.reference import check_attention
+from kernels.reference import check_attention, split_heads, unpack_heads
 
 LOG2_E = math.log2(math.e)
 MAX_WIDTH = 256
@@ -315,15 +313,6 @@ def _new_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty(B, Tq, H, D).transpose(1, 2), q.new_empty(B, H, Tq, dtype=torch.float32)
 
 
-def _split_heads(x: Tensor, n_heads: int) -> Tensor:
-    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)  # (B, T, H·D) to a view (B, H, T, D)
-
-
-def _unpack(qkv: Tensor, n_heads: int, n_kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """reference.unpack_heads, of sizes that the compiler may hold as symbols."""
-    return _split_heads(qkv, n_heads + 2 * n_kv_heads).split((n_heads, n_kv_heads, n_kv_heads), dim=1)
-
-
 @torch.library.custom_op("minilm::causal_attention", mutates_args=())
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, dropout_p: float, seed: Tensor | None
@@ -359,7 +348,7 @@ def _(do, q, k, v, out, lse, scale, dropout_p, seed):
 def _packed(
     qkv: Tensor, n_heads: int, n_kv_heads: int, scale: float, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    q, k, v = _unpack(qkv, n_heads, n_kv_heads)
+    q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
     _check_tensors(q, k, v)
     out, lse = _new_outputs(q)
     _launch_forward(q, k, v, out, lse, scale, dropout_p, seed)
@@ -368,7 +357,7 @@ def _packed(
 
 @_packed.register_fake
 def _(qkv, n_heads, n_kv_heads, scale, dropout_p, seed):
-    q, k, v = _unpack(qkv, n_heads, n_kv_heads)
+    q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
     _check_tensors(q, k, v)
     out, lse = _new_outputs(q)
     return out.transpose(1, 2).flatten(2), lse
@@ -380,9 +369,9 @@ def _packed_backward(
     seed: Tensor | None,
 ) -> Tensor:  # fmt: skip
     dqkv = _new_like(qkv)
-    q, k, v = _unpack(qkv, n_heads, n_kv_heads)
-    dq, dk, dv = _unpack(dqkv, n_heads, n_kv_heads)
-    do, out = _split_heads(do, n_heads), _split_heads(out, n_heads)
+    q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
+    dq, dk, dv = unpack_heads(dqkv, n_heads, n_kv_heads)
+    do, out = split_heads(do, n_heads), split_heads(out, n_heads)
     _launch_backward(do, q, k, v, out, lse, dq, dk, dv, scale, dropout_p, seed)
     return dqkv
 
@@ -459,11 +448,7 @@ def causal_attention_packed(
     q, k and v are read where they lie, and the gradient of qkv is written as one tensor. Raises as causal_attention.
     """
     n_kv_heads = n_kv_heads or n_heads
-    if qkv.shape[-1] % (n_heads + 2 * n_kv_heads):
-        raise ValueError(
-            f"packed width {qkv.shape[-1]} is no multiple of {n_heads} query and 2 x {n_kv_heads} key-value heads"
-        )
-    q, k, v = _unpack(qkv, n_heads, n_kv_heads)
+    q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
     check_attention(q, k, v, dropout_p, dropout_seed)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     seed = _seed_tensor(dropout_p, dropout_seed, qkv.device)
@@ -484,40 +469,3 @@ def _seed_tensor(dropout_p: float, seed: int | Tensor | None, device: torch.devi
     if isinstance(seed, Tensor):
         return seed.to(device, torch.int64)
     return torch.full((), seed, dtype=torch.int64, device=device)  # a fill, where a copy from the host would wait
-
-
-# --- what kernels.machine_code compiles ------------------------------------------------------------------------------
-
-
-def _machine_code_case(width: int, dtype: torch.dtype, length: int, dropout_p: float, precision: str) -> None:
-    """Packed, forward and backward: eight query heads in four groups."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        qkv = torch.zeros(1, length, 16 * width, dtype=dtype, requires_grad=True)
-        out = causal_attention_packed(qkv, 8, 4, dropout_p=dropout_p, dropout_seed=0)
-        torch.autograd.grad(out, qkv, torch.zeros_like(out))
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def _machine_code_cases() -> dict[str, Callable[[], None]]:
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    every = (16, 32, 40, 64, 80, 96, 128, 256)
-    return {
-        f"width {width}, {str(dtype).removeprefix('torch.')}{note}": partial(
-            _machine_code_case, width, dtype, length, dropout_p, precision
-        )
-        for note, widths, dtypes, length, dropout_p, precision in (
-            ("", every, (bf16, fp16), 1024, 0.0, "highest"),
-            (", 512 keys", (64,), (bf16, fp16), 512, 0.0, "highest"),
-            (", dropout", (16, 32, 64, 128, 256), (bf16,), 1024, 0.1, "highest"),
-            ("", (32, 64, 128, 256), (fp32,), 1024, 0.0, "highest"),
-            (" as tf32", (64, 128, 256), (fp32,), 1024, 0.0, "high"),
-        )
-        for dtype in dtypes
-        for width in widths
-    }
-
-
-MACHINE_CODE_CASES = _machine_code_cases()

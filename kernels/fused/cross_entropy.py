@@ -14,9 +14,6 @@ Rows of the logits lie a multiple of 64 elements apart whatever V is, so that ma
 bits at a time for V = 50257 too. Nothing is asked of the device: no value ever comes back to the host.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -226,22 +223,3 @@ def linear_cross_entropy(
         graph and weight.requires_grad,
     )  # fmt: skip
     return loss
-
-
-# --- for kernels.machine_code -----------------------------------------------------------------------------------------
-
-
-def _machine_code_case(vocab_size: int, dtype: torch.dtype) -> None:
-    hidden = torch.ones(16, 64, dtype=dtype, requires_grad=True)
-    weight = torch.ones(vocab_size, 64, dtype=dtype, requires_grad=True)
-    loss = linear_cross_entropy(hidden, weight, torch.zeros(16, dtype=torch.int64))
-    torch.autograd.grad(loss, (hidden, weight))
-    with torch.no_grad():
-        linear_cross_entropy(hidden, weight, torch.zeros(16, dtype=torch.int64))
-
-
-MACHINE_CODE_CASES: dict[str, Callable[[], None]] = {
-    f"width {vocab_size}, {str(dtype).removeprefix('torch.')}": partial(_machine_code_case, vocab_size, dtype)
-    for vocab_size in (65, 1000, 4096, 50257)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-}

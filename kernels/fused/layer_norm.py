@@ -16,9 +16,6 @@ taken in two stages, in an order fixed by the table of kernels.fused.tuning: no 
 (Ba et al. 2016; Zhang and Sennrich 2019.)
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -325,22 +322,3 @@ def _norm(op: str, x, residual, weight, bias, eps: float, centred: bool) -> tupl
         dtype = torch.float32
     y, total, *_ = _forward(x, residual, weight, bias, eps, centred, dtype)
     return y, total
-
-
-# --- for kernels.machine_code -----------------------------------------------------------------------------------------
-
-
-def _machine_code_case(width: int, dtype: torch.dtype) -> None:
-    x, residual = (torch.ones(64, width, dtype=dtype, requires_grad=True) for _ in range(2))
-    weight, bias = (torch.ones(width, requires_grad=True) for _ in range(2))
-    normed, total = add_layer_norm(x, residual, weight, bias)
-    torch.autograd.grad((normed, total), (x, residual, weight, bias), (normed, total))
-    normed = rms_norm(x, weight)
-    torch.autograd.grad(normed, (x, weight), normed)
-
-
-MACHINE_CODE_CASES: dict[str, Callable[[], None]] = {
-    f"width {width}, {str(dtype).removeprefix('torch.')}": partial(_machine_code_case, width, dtype)
-    for width in (64, 128, 256, 512, 1000, 1024, 2048, 4096, 8192, 16_384)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-}

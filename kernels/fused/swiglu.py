@@ -8,9 +8,6 @@ are given the two halves as views. Arithmetic is float32. Nothing but the inputs
 calculated again, because reading it back would cost more than the exponential. (Shazeer 2020, equation 5.)
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
@@ -173,21 +170,3 @@ def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
     if gate.shape != up.shape:
         raise ValueError(f"swiglu of gate {tuple(gate.shape)} and up {tuple(up.shape)}; the shapes must be equal")
     return _unpacked(gate, up)
-
-
-# --- for kernels.machine_code -----------------------------------------------------------------------------------------
-
-
-def _machine_code_case(width: int, dtype: torch.dtype, packed: bool) -> None:
-    x = torch.ones(64, 2 * width, dtype=dtype, requires_grad=True)
-    out = swiglu(x) if packed else swiglu_unpacked(x[:, :width].contiguous(), x[:, width:].contiguous())
-    torch.autograd.grad(out, x, torch.ones_like(out))
-
-
-MACHINE_CODE_CASES: dict[str, Callable[[], None]] = {
-    f"width {width}, {str(dtype).removeprefix('torch.')}{'' if packed else ', unpacked'}": partial(
-        _machine_code_case, width, dtype, packed
-    )
-    for width, packed in ((512, True), (1024, True), (2048, True), (2048, False))
-    for dtype in (torch.bfloat16, torch.float16, torch.float32)
-}

@@ -30,6 +30,7 @@ DEFAULT = "default"
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg")  # for Triton; every other name is a constant of the kernel
 
 _pretended_chip: str | None = None
+_overrides: dict[str, Mapping[str, int]] = {}
 
 
 class TuningError(ValueError):
@@ -45,6 +46,8 @@ def lookup(
     of keys, row width and number of rows, ...).
     Raises TuningError for a table that cannot be read and for an op that no table knows.
     """
+    if op in _overrides:
+        return _overrides[op]
     if _pretended_chip:
         return _lookup(op, _pretended_chip, True, dtype, width, length)
     return _lookup(op, _chip(device.type, device.index), False, dtype, width, length)
@@ -98,6 +101,16 @@ def pretend(chip: str) -> Iterator[None]:
         yield
     finally:
         _pretended_chip = before
+
+
+@contextlib.contextmanager
+def override(op: str, config: Mapping[str, int]) -> Iterator[None]:
+    """Launch `op` with `config`, whatever the tables say: for measuring a candidate."""
+    _overrides[op] = config
+    try:
+        yield
+    finally:
+        del _overrides[op]
 
 
 def device_guard(x: torch.Tensor) -> contextlib.AbstractContextManager:
