@@ -121,7 +121,7 @@ def figures(kernel: Any, case: str, config: dict[str, int]) -> Figures:
         usage = _run("cuobjdump", "-res-usage", file.name)
         assembly = _run("nvdisasm", "-c", file.name)
     arch, warps, shared = kernel.metadata.target.arch, kernel.metadata.num_warps, kernel.metadata.shared
-    chip = CHIPS[arch]
+    chip = CHIPS.get(arch) or CHIPS[arch // 10 * 10]  # the first of its generation
     registers = int(re.search(r"\bREG:(\d+)", usage).group(1))
     opcodes = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", assembly, re.M)
 

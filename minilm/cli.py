@@ -46,6 +46,7 @@ def cli() -> None:
     minilm generate --run runs/quick-001 --stream
     minilm report runs/quick-001        one page with curves, samples and settings
     minilm doctor                       what this machine has, and what would run on it
+    minilm tune                         fit the Triton kernels to this GPU
     """
 
 
@@ -102,6 +103,7 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
 @click.option("--seed", type=int, help="Of initial weights, batches and dropout.")
 @click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--dtype", help="Of matrix products: auto, float32, bfloat16 or float16.")
+@click.option("--matmul-precision", help="Of float32 products: highest (default), high (TF32), or medium.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Use torch.compile.")
 @click.option("--save-at", help='Steps whose weights are kept: "pythia", or a list such as 0,100,1000.')
 @click.option("--eval-tokens", type=int, help="Validate on about so many tokens instead of the whole split.")
@@ -272,6 +274,25 @@ def doctor() -> None:
     from minilm.doctor import diagnose
 
     diagnose()
+
+
+@cli.command()
+@click.option("--op", "ops", multiple=True, help="Operation, or the beginning of its name; several are allowed.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin nothing more after so many minutes.")
+@click.option("--commit", is_flag=True, help="Write the table that comes with minilm instead of your own.")
+def tune(ops: tuple[str, ...], minutes: float | None, commit: bool) -> None:
+    """Measure launch configurations of the Triton kernels on this GPU, and keep the fastest.
+
+    A candidate whose results are wrong or whose machine code spills is refused. The table is read by every later run
+    on a GPU of this kind; deleting it brings the committed one back.
+
+    \b
+    minilm tune
+    minilm tune --op attention --op layer_norm_backward --minutes 5
+    """
+    from minilm.tune import tune as run_tuning
+
+    run_tuning(ops, minutes, commit)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ class TrainConfig:
     device: str = "auto"
     dtype: str = _choice("auto", "auto", "float32", "bfloat16", "float16")
     residual_dtype: str = _choice("auto", "auto", "float32", "bfloat16", "float16")  # auto: train.dtype
+    matmul_precision: str = _choice("highest", "highest", "high", "medium")  # of float32 products: high allows TF32
     kernels: str = _choice("auto", "auto", "reference", "torch", "triton")
     compile: bool = False
     deterministic: bool = False

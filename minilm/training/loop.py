@@ -94,6 +94,7 @@ def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: li
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, for reproducible products
     torch.use_deterministic_algorithms(config.train.deterministic)
+    torch.set_float32_matmul_precision(config.train.matmul_precision)  # the Triton kernels go by it too
 
     with console.status(f"Reading {config.data.source} ..."):
         data = prepared(config.data)

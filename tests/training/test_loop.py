@@ -177,6 +177,16 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, text_file)
         assert one == pytest.approx(four, rel=1e-4)  # AdamW would forgive a gradient of another size; the norm does not
 
 
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_the_precision_of_float32_products_is_what_was_asked_for(precision, tmp_path, text_file):
+    before = torch.get_float32_matmul_precision()
+    try:
+        run_training(config_for(text_file, steps=1, matmul_precision=precision), tmp_path / "run")
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_best_is_never_replaced_by_worse_nor_by_nan(tmp_path, text_file, monkeypatch):
     losses = iter([4.0, 2.0, 3.0, math.nan])
     monkeypatch.setattr(loop, "evaluate", lambda *_: next(losses))
