@@ -1,0 +1,166 @@
+"""How pytest-benchmark is given what was measured side by side.
+
+Providers of one case are measured together, in turns, the first time that one of them is asked for; each benchmark
+then replays its own rounds through a clock of its own, so that pytest-benchmark's tables, --benchmark-save,
+--benchmark-compare and --benchmark-histogram are about device time on a GPU and about alternated wall time elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import contest, peers
+from bench.cases import Case
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
+    torch.set_num_threads(1)  # else the time of an operation is that of waiting for whoever else uses the other cores
+SECONDS = 1.0  # of measuring for each case and pass
+
+
+class ReplayClock:
+    """Stands still unless it is advanced."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+CLOCK = ReplayClock()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "measured" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.benchmark(timer=CLOCK, disable_gc=True))
+
+
+@pytest.fixture(scope="session")
+def rows() -> dict[tuple[str, str], dict[str, contest.Row]]:
+    """What has been measured, by case and pass, then by provider; told as a table at the end."""
+    return {}
+
+
+@pytest.fixture
+def replay(benchmark) -> Callable[[Iterable[float]], None]:
+    """Gives seconds that were measured, a round each, to pytest-benchmark."""
+
+    def play(seconds: Iterable[float]) -> None:
+        rounds = list(seconds)
+        upcoming = iter(rounds)
+        benchmark.pedantic(lambda: CLOCK.advance(next(upcoming)), rounds=len(rounds))
+
+    return play
+
+
+@pytest.fixture
+def measured(request, benchmark, replay, rows) -> Callable[[Case, str, str], None]:
+    """Measure a case and pass with every provider that was selected, and give this provider's rounds on."""
+
+    def take(case: Case, which: str, provider: str) -> None:
+        key = (str(case), which)
+        if key not in rows:
+            chosen = {
+                item.callspec.params["provider"]
+                for item in request.session.items
+                if getattr(item, "callspec", None)
+                and (str(item.callspec.params.get("case")), item.callspec.params.get("which")) == key
+            }
+            entrants = [p for p in peers.providers(case.op, DEVICE) if p.name in chosen]
+            rows[key] = {row.provider: row for row in contest.measure(case, DEVICE, entrants, [which], SECONDS)}
+            request.config.stash.setdefault(ROWS, []).extend(rows[key].values())
+        row = rows[key][provider]
+        benchmark.group = f"{case} {which}"
+        if row.status == contest.ABSENT:
+            pytest.skip(f"{provider}: {row.reason}")
+        if row.status != contest.OK:
+            sentence = f"{row.status}: {row.reason}"
+            pytest.fail(sentence, pytrace=False) if provider in peers.OURS and row.status != contest.MEMORY else (
+                pytest.xfail(sentence)
+            )
+        benchmark.extra_info.update(row.to_dict())
+        replay(row.rounds)
+
+    return take
+
+
+ROWS = pytest.StashKey[list[contest.Row]]()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """The same rows with what pytest-benchmark has no columns for."""
+    if found := config.stash.get(ROWS, []):
+        Console(width=None if terminalreporter.isatty else 160, file=terminalreporter._tw._file).print(table(found))
+
+
+def table(found: Sequence[contest.Row]) -> Table:
+    """Rows for reading: a line a provider, with its speed relative to PyTorch's own operator."""
+    shown = Table("case", "pass", "provider", box=None, pad_edge=False, title=f"Medians on {where()}")
+    on_gpu = any(row.host is not None for row in found)
+    headings = ["time", "20-80%", "vs torch", "GFLOP/s", "GB/s", "of floor"]
+    for heading in headings + ["host", "memory"] * on_gpu:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    torch_times = {(row.case, row.which): row.median for row in found if row.provider == "torch"}
+    before = None
+    for row in found:
+        key = (row.case, row.which)
+        name = key if key != before else ("", "")
+        before = key
+        if row.median is None:
+            shown.add_row(*name, row.provider, row.status, style="dim" if row.status == contest.ABSENT else "red")
+            continue
+        baseline = torch_times.get(key)
+        cells = [
+            microseconds(row.median),
+            f"{microseconds(row.p20)}-{microseconds(row.p80)}",
+            f"{baseline / row.median:.2f}x" if baseline else "",
+            f"{row.flops_per_s / 1e9:,.3g}" if row.flops_per_s else "",
+            f"{row.bytes_per_s / 1e9:,.3g}",
+            f"{row.fraction:.0%}",
+        ]
+        if on_gpu:
+            cells += [microseconds(row.host), f"{row.peak_bytes / 2**20:,.0f} MiB"]
+        shown.add_row(*name, row.provider, *cells)
+    if not on_gpu:
+        shown.caption = (
+            "of floor: the floor is measured on tensors too large for a cache, so a small case may pass 100%"
+        )
+    return shown
+
+
+def where() -> str:
+    if DEVICE.type == "cuda":
+        return f"{torch.cuda.get_device_name()}, cold L2 cache"
+    return f"a CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+
+
+def _id(case: Case) -> str:
+    """Short, and without what a shell or pytest would take for its own: normal-rows2048-width512."""
+    kind = {"causal_attention_packed": "packed", "linear_cross_entropy": "mean", "decode_attention": "cache"}
+    return "-".join([kind.get(case.op, case.op), *(f"{name}{value}" for name, value in case.shape.items())])
+
+
+def contests(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """Parametrizes by case, pass and provider, in this order."""
+    every = [
+        pytest.param(case, which, provider.name, id=f"{_id(case)}-{which}-{provider.name}")
+        for case in cases
+        for which in case.passes
+        for provider in peers.providers(case.op, DEVICE)
+    ]
+    return pytest.mark.parametrize(("case", "which", "provider"), every)

@@ -1,0 +1,186 @@
+"""Who is measured: the project's three backends, and what else a user could pick, each with its version.
+
+A provider makes, for a case, a function of the case's inputs. Peers are optional: one that is not installed, or cannot
+do the case, raises Unsupported with the reason, which becomes its row in the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import kernels
+from bench.cases import Case
+from kernels import reference
+from kernels.reference import unpack_heads
+
+OURS = ("reference", "torch", "triton")  # a wrong one is a fault of the project, a wrong peer is a finding
+
+
+class Unsupported(Exception):
+    """Why a provider has no part in a case, for the table."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """package: the distribution whose version is told. make: from a case to a function of its inputs."""
+
+    name: str
+    package: str
+    make: Callable[[Case], Callable[..., Any]]
+
+    @property
+    def version(self) -> str:
+        """Of what was measured, or "" where it is not installed."""
+        try:
+            return importlib.metadata.version(self.package)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+
+def providers(op: str, device: torch.device) -> list[Provider]:
+    """Everyone who could have a part in `op`, the project's own backends first. On a CPU: reference and torch."""
+    own = [Provider(name, "minilm", _own(name, op)) for name in ("reference", "torch")]
+    if device.type != "cuda":  # interpreted Triton is for tests, its time says nothing
+        return own
+    own.append(Provider("triton", "minilm", _own("triton", op)))
+    return [*own, Provider("compiled", "torch", _compiled), *PEERS.get(op, ())]
+
+
+def _own(name: str, op: str) -> Callable[[Case], Callable[..., Any]]:
+    def make(case: Case) -> Callable[..., Any]:
+        try:
+            function = getattr(kernels.select(name, "cuda" if torch.cuda.is_available() else "cpu"), op)
+        except kernels.BackendUnavailable as error:
+            raise Unsupported(str(error)) from None
+        return (lambda qkv: function(qkv, case.H)) if op == "causal_attention_packed" else function
+
+    return make
+
+
+def _compiled(case: Case) -> Callable[..., Any]:
+    """torch.compile of the reference, for this shape."""
+    torch._dynamo.reset()
+    if case.op == "causal_attention_packed":
+        return torch.compile(lambda qkv: reference.causal_attention_packed(qkv, case.H), fullgraph=True, dynamic=False)
+    return torch.compile(getattr(reference, case.op), fullgraph=True, dynamic=False)
+
+
+def _imported(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise Unsupported(f"not installed ({error})") from None
+
+
+# --- attention: from q, k, v as views of the packed projection, back to (B, T, H·D) -----------------------------------
+
+
+def _heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor], case: Case) -> Callable[[Tensor], Tensor]:
+    return lambda qkv: attend(*unpack_heads(qkv, case.H)).transpose(1, 2).flatten(2)
+
+
+def _pinned(backend: SDPBackend) -> Callable[[Case], Callable[..., Any]]:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    return lambda case: _heads(attend, case)
+
+
+def _flex(case: Case) -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch._dynamo.reset()
+    mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, case.T, case.T, device="cuda")
+    return _heads(torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False), case)
+
+
+def _flash_attn(module: str) -> Callable[[Case], Callable[..., Any]]:
+    def make(case: Case) -> Callable[..., Any]:
+        function = _imported(module, "flash_attn_func")
+
+        def attend(qkv: Tensor) -> Tensor:
+            q, k, v = qkv.unflatten(-1, (3, case.H, case.D)).unbind(2)  # (B, T, H, D), as it wants them
+            out = function(q, k, v, causal=True)
+            return (out[0] if isinstance(out, tuple) else out).flatten(2)
+
+        return attend
+
+    return make
+
+
+# --- norms, SwiGLU, cross-entropy -------------------------------------------------------------------------------------
+
+
+def _liger(name: str) -> Callable[..., Any]:
+    return _imported("liger_kernel.transformers.functional", name)
+
+
+def _liger_layer_norm(case: Case) -> Callable[..., Any]:
+    norm = _liger("liger_layer_norm")
+    return lambda x, weight, bias: norm(x, weight, bias, 1e-5)
+
+
+def _liger_rms_norm(case: Case) -> Callable[..., Any]:
+    norm = _liger("liger_rms_norm")
+    return lambda x, weight: norm(x, weight, 1e-5, in_place=False)
+
+
+def _liger_swiglu(case: Case) -> Callable[..., Any]:
+    swiglu = _liger("liger_swiglu")
+    return lambda gate_up: swiglu(*gate_up.chunk(2, dim=-1))
+
+
+def _liger_cross_entropy(case: Case) -> Callable[..., Any]:
+    loss = _liger("liger_fused_linear_cross_entropy")
+
+    def mean(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        result = loss(hidden, weight, targets)
+        return result[0] if isinstance(result, tuple) else result
+
+    return mean
+
+
+def _quack_rms_norm(case: Case) -> Callable[..., Any]:
+    norm = _imported("quack", "rmsnorm")
+    return lambda x, weight: norm(x, weight, eps=1e-5)
+
+
+PEERS = {
+    "causal_attention_packed": [
+        Provider("sdpa-flash", "torch", _pinned(SDPBackend.FLASH_ATTENTION)),
+        Provider("sdpa-cudnn", "torch", _pinned(SDPBackend.CUDNN_ATTENTION)),
+        Provider("sdpa-efficient", "torch", _pinned(SDPBackend.EFFICIENT_ATTENTION)),
+        Provider("sdpa-math", "torch", _pinned(SDPBackend.MATH)),
+        Provider("flex", "torch", _flex),
+        Provider("flash-attn", "flash-attn", _flash_attn("flash_attn")),
+        Provider("flash-attn-4", "flash-attn-4", _flash_attn("flash_attn.cute")),
+    ],
+    "layer_norm": [Provider("liger", "liger-kernel", _liger_layer_norm)],
+    "rms_norm": [
+        Provider("liger", "liger-kernel", _liger_rms_norm),
+        Provider("quack", "quack-kernels", _quack_rms_norm),
+    ],
+    "swiglu": [Provider("liger", "liger-kernel", _liger_swiglu)],
+    "linear_cross_entropy": [Provider("liger", "liger-kernel", _liger_cross_entropy)],
+}
+
+
+@contextlib.contextmanager
+def extra(op: str, provider: Provider):
+    """Within, `provider` has a part in `op` as well: for trying a kernel of one's own against all others."""
+    PEERS.setdefault(op, []).append(provider)
+    try:
+        yield
+    finally:
+        PEERS[op].remove(provider)

@@ -1,0 +1,137 @@
+"""Time and memory of calls, measured side by side.
+
+On a GPU: device time by events, each call with a cold L2 cache, after the chip is warm. On a CPU: wall time, caches as
+the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever drifts
+(clocks, temperature, neighbours) drifts for all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one call, a round each, and the host's own seconds a call (GPU only; elsewhere they are the same)."""
+
+    rounds: tuple[float, ...]
+    host: float | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    def percentile(self, p: int) -> float:
+        """By linear interpolation between rounds."""
+        return (
+            statistics.quantiles(self.rounds, n=100, method="inclusive")[p - 1] if len(self.rounds) > 1 else self.median
+        )
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_turn(
+    calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: int | None = None
+) -> dict[str, Times]:
+    """Times of every call, over as many rounds as fit into about `seconds` (5 to 200), or over `rounds`.
+
+    Each call has been made twice before it is timed; what it raises goes through.
+    """
+    names = list(calls)
+    once = _once(device)
+    costs = [_seconds_of(calls[name], device) for name in names for _ in (0, 1)][1::2]
+    rounds = rounds or min(max(int(seconds / max(sum(costs), 1e-9)), 5), 200)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for i in range(len(names)):
+            name = names[(turn + i) % len(names)]
+            found[name].append(once(calls[name]))
+    host = {name: _host_seconds(calls[name], device) if device.type == "cuda" else None for name in names}
+    return {name: Times(tuple(found[name]), host[name]) for name in names}
+
+
+def _seconds_of(call: Call, device: torch.device) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def _once(device: torch.device) -> Callable[[Call], float]:
+    """A function that times one call."""
+    if device.type != "cuda":
+        return lambda call: _seconds_of(call, device)
+    cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
+
+    def once(call: Call) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cache.zero_()  # the chip works on this while the host prepares the launch: no gap is timed
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3
+
+    warm_up(device)
+    return once
+
+
+def warm_up(device: torch.device, seconds: float = 0.5) -> None:
+    """Keep the chip busy until its clocks have risen."""
+    a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for _ in range(20):
+            a @ a
+        synchronize(device)
+
+
+def _host_seconds(call: Call, device: torch.device, repeats: int = 20) -> float:
+    """How long the host is busy with a call, not waiting for the device: the median of single calls."""
+    found = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    synchronize(device)
+    return statistics.median(found)
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """Device memory that a call takes at its peak beyond what is there before it; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    kept = call()
+    synchronize(device)
+    del kept
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy of a large tensor reads and writes: the floor of what is bound by memory."""
+    size = 2**30 if device.type == "cuda" else 2**27  # well above any cache
+    source = torch.ones(size, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    return 2 * size / min(in_turn({"copy": lambda: target.copy_(source)}, device, 0.5)["copy"].rounds)
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large product of random matrices in `dtype`."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / min(in_turn({"product": lambda: a @ b}, device, 0.5)["product"].rounds)
