@@ -7,15 +7,16 @@ then replays its own rounds through a clock of its own, so that pytest-benchmark
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from bench import contest, peers
 from bench.cases import Case
+from bench.tables import ops_table
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
@@ -39,9 +40,13 @@ class ReplayClock:
 CLOCK = ReplayClock()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--nanogpt", type=Path, metavar="PATH", help="a checkout of nanoGPT to measure beside")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "measured" in getattr(item, "fixturenames", ()):
+        if "replay" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, disable_gc=True))
 
 
@@ -101,52 +106,10 @@ ROWS = pytest.StashKey[list[contest.Row]]()
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     """The same rows with what pytest-benchmark has no columns for."""
     if found := config.stash.get(ROWS, []):
-        Console(width=None if terminalreporter.isatty else 160, file=terminalreporter._tw._file).print(table(found))
-
-
-def table(found: Sequence[contest.Row]) -> Table:
-    """Rows for reading: a line a provider, with its speed relative to PyTorch's own operator."""
-    shown = Table("case", "pass", "provider", box=None, pad_edge=False, title=f"Medians on {where()}")
-    on_gpu = any(row.host is not None for row in found)
-    headings = ["time", "20-80%", "vs torch", "GFLOP/s", "GB/s", "of floor"]
-    for heading in headings + ["host", "memory"] * on_gpu:
-        shown.add_column(heading, justify="right", no_wrap=True)
-    torch_times = {(row.case, row.which): row.median for row in found if row.provider == "torch"}
-    before = None
-    for row in found:
-        key = (row.case, row.which)
-        name = key if key != before else ("", "")
-        before = key
-        if row.median is None:
-            shown.add_row(*name, row.provider, row.status, style="dim" if row.status == contest.ABSENT else "red")
-            continue
-        baseline = torch_times.get(key)
-        cells = [
-            microseconds(row.median),
-            f"{microseconds(row.p20)}-{microseconds(row.p80)}",
-            f"{baseline / row.median:.2f}x" if baseline else "",
-            f"{row.flops_per_s / 1e9:,.3g}" if row.flops_per_s else "",
-            f"{row.bytes_per_s / 1e9:,.3g}",
-            f"{row.fraction:.0%}",
-        ]
-        if on_gpu:
-            cells += [microseconds(row.host), f"{row.peak_bytes / 2**20:,.0f} MiB"]
-        shown.add_row(*name, row.provider, *cells)
-    if not on_gpu:
-        shown.caption = (
-            "of floor: the floor is measured on tensors too large for a cache, so a small case may pass 100%"
+        where = f"{torch.cuda.get_device_name()}, cold L2 cache" if DEVICE.type == "cuda" else "a CPU, one thread"
+        Console(width=None if terminalreporter.isatty else 160, file=terminalreporter._tw._file).print(
+            ops_table(found, f"Medians on {where}")
         )
-    return shown
-
-
-def where() -> str:
-    if DEVICE.type == "cuda":
-        return f"{torch.cuda.get_device_name()}, cold L2 cache"
-    return f"a CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
-
-
-def microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
 
 
 def _id(case: Case) -> str:

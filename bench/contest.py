@@ -68,6 +68,7 @@ def measure(
     case: Case, device: torch.device, providers: Sequence[Provider], which: Iterable[str], seconds: float = 1.0
 ) -> list[Row]:
     """Rows of the passes `which`, a provider each. Running out of memory is a result, and so is a peer's failure."""
+    torch._dynamo.reset()  # what other cases compiled counts against the limit of recompilations
     inputs = case.inputs(device)
     upstream = case.upstream(_shapes(case, inputs))
     entrants: dict[str, Callable[..., Any]] = {}

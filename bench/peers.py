@@ -69,7 +69,6 @@ def _own(name: str, op: str) -> Callable[[Case], Callable[..., Any]]:
 
 def _compiled(case: Case) -> Callable[..., Any]:
     """torch.compile of the reference, for this shape."""
-    torch._dynamo.reset()
     if case.op == "causal_attention_packed":
         return torch.compile(lambda qkv: reference.causal_attention_packed(qkv, case.H), fullgraph=True, dynamic=False)
     return torch.compile(getattr(reference, case.op), fullgraph=True, dynamic=False)
@@ -100,7 +99,6 @@ def _pinned(backend: SDPBackend) -> Callable[[Case], Callable[..., Any]]:
 def _flex(case: Case) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    torch._dynamo.reset()
     mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, case.T, case.T, device="cuda")
     return _heads(torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False), case)
 

@@ -15,7 +15,7 @@ from kernels import machine_code  # noqa: E402
 from kernels.fused import tuning  # noqa: E402
 
 ROOT = Path(machine_code.HERE).parent
-COMMITTED = ROOT / "bench" / "results" / "machine_code.json"
+COMMITTED = sorted((ROOT / "bench" / "results").glob("machine_code*.json"))  # of the constraints' Triton and of 3.6.0
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +88,51 @@ def test_a_change_of_a_kernel_or_of_a_table_makes_the_record_stale(tmp_path, mon
         assert machine_code.is_stale(record)
 
 
-committed = pytest.mark.skipif(not COMMITTED.exists(), reason="no figures are committed")
+committed = pytest.mark.parametrize("record", COMMITTED, ids=lambda path: path.stem)
 
 
 @committed
-def test_the_committed_figures_are_of_the_present_sources():
-    command = f"python -m kernels.machine_code --json {COMMITTED.relative_to(ROOT)}"
-    assert not machine_code.is_stale(COMMITTED), f"{COMMITTED.name} is stale; make it anew: {command}"
+def test_the_committed_figures_are_of_the_present_sources(record):
+    command = f"python -m kernels.machine_code --json {record.relative_to(ROOT)}"
+    assert not machine_code.is_stale(record), f"{record.name} is stale; make it anew: {command}"
+
+
+def test_figures_are_committed_for_both_versions_of_triton():
+    versions = {json.loads(record.read_text())["triton"] for record in COMMITTED}
+    assert len(versions) == 2 and "3.6.0" in versions
 
 
 @committed
-def test_every_committed_configuration_fits_its_chip_and_spills_nothing_on_sm_90_in_16_bits():
-    rows = json.loads(COMMITTED.read_text())["kernels"]
+def test_every_committed_configuration_fits_its_chip_and_spills_nothing_on_sm_90_in_16_bits(record):
+    rows = json.loads(record.read_text())["kernels"]
+    assert {row["arch"] for row in rows} == set(machine_code.DEFAULT_ARCHS)
     assert [row for row in rows if not row["fits"]] == []
     assert [row for row in rows if row["arch"] == 90 and "float16" in row["case"] and row["spills"]] == []
+
+
+@committed
+def test_every_product_of_attention_up_to_width_128_is_a_wgmma_on_sm_90_in_16_bits(record):
+    rows = [row for row in json.loads(record.read_text())["kernels"] if row["arch"] == 90]
+    attention = [
+        row for row in rows if row["kernel"] in PASSES and "float16" in row["case"] and row["config"]["D"] <= 128
+    ]
+    assert len({(row["config"]["D"], row["kernel"]) for row in attention}) == 7 * len(PASSES)
+    assert [row for row in attention if not row["wgmma"] == row["tensor_core"] > 0] == []
+
+
+@committed
+def test_norms_and_swiglu_load_128_bits_at_a_time_on_sm_90_in_16_bits(record):
+    """What is loaded in less are mean and rstd, one number a row. Rows of less than 1 KiB are not held to it."""
+    rows = [row for row in json.loads(record.read_text())["kernels"] if row["arch"] == 90 and "float16" in row["case"]]
+    held = [
+        row for row in rows if row["kernel"].startswith(("_norm", "_swiglu")) and width(row) in (512, 1024, 2048, 4096)
+    ]
+    assert len(held) > 30
+    assert [row for row in held if row["loads"] - row["loads_128"] > 4] == []
+
+
+def width(row):
+    return row["config"].get("C") or row["config"]["F"]
 
 
 def test_the_cases_reach_every_entry_of_every_committed_table(tmp_path, monkeypatch):

@@ -1,0 +1,227 @@
+"""A whole training step: the project's own Loop.update on random tokens, by backend, eager and compiled, and nanoGPT's.
+
+Steps of one context length are measured in turns, in blocks, so that the host may run ahead of the device as it does
+in a training. Running out of memory is a result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib.util
+import io
+import itertools
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import kernels
+from bench import timing
+from bench.contest import FAILED, MEMORY, OK
+from minilm import hardware
+from minilm.config import RunConfig, build
+from minilm.errors import UserError
+from minilm.model import GPT
+from minilm.training.loop import Loop
+from minilm.training.optimizer import build_optimizers
+
+VOCABULARY = 96
+BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the clock
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to train: a backend of minilm, or "nanogpt"; eager or through torch.compile."""
+
+    kernels: str
+    compiled: bool
+
+    def __str__(self) -> str:
+        return f"{self.kernels} {'compiled' if self.compiled else 'eager'}"
+
+
+@dataclass
+class StepRow:
+    """What a training step costs. Seconds, bytes; peak_bytes with weights and optimizer, None on a CPU."""
+
+    label: str
+    kernels: str
+    compiled: bool
+    context_length: int
+    batch_size: int
+    parameters: int | None = None
+    dtype: str = ""
+    status: str = OK
+    reason: str = ""
+    step_s: float | None = None
+    p20: float | None = None
+    p80: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    peak_bytes: int | None = None
+    first_step_s: float | None = None
+    rounds: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name != "rounds"}
+
+
+def entries(device: torch.device, nanogpt: Path | None = None) -> list[Entry]:
+    """On a GPU every backend, eager and compiled; on a CPU, where compiling takes longer than measuring, eager."""
+    names = [name for name in kernels.available(device) if name != "triton" or device.type == "cuda"]
+    names = [*reversed(names), *(["nanogpt"] if nanogpt else [])]
+    return [
+        Entry(name, compiled) for name in names for compiled in ((False, True) if device.type == "cuda" else (False,))
+    ]
+
+
+def sizes(device: torch.device) -> list[tuple[str, int, int]]:
+    """(preset, context length, batch size): 16k tokens a step on a GPU, the longest that are told apart first."""
+    if device.type != "cuda":
+        return [("quick", 128, 8), ("shakespeare-char-cpu", 64, 12)]
+    return [("capstone", T, 16_384 // T) for T in (256, 1024, 4096, 16_384, 512, 2048, 8192)]
+
+
+def measure(
+    preset: str,
+    context_length: int,
+    batch_size: int,
+    chosen: Sequence[Entry],
+    device: torch.device,
+    seconds: float = 5.0,
+    nanogpt: Path | None = None,
+) -> list[StepRow]:
+    """A row an entry. The optimizer is AdamW and dropout 0 for all, so that all do the same work."""
+    config = build(
+        preset,
+        {
+            "model": {"context_length": context_length, "vocab_size": VOCABULARY, "dropout": 0.0},
+            "train": {"batch_size": batch_size, "grad_accumulation": 1, "optimizer": "adamw", "device": str(device)},
+        },
+    )
+    dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
+    torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
+    rows, steps = [], {}
+    for entry in chosen:
+        row = StepRow(str(entry), entry.kernels, entry.compiled, context_length, batch_size)
+        row.dtype = str(dtype).removeprefix("torch.")
+        rows.append(row)
+        with _failures(row):
+            gc.collect()
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            start = time.perf_counter()
+            step, row.parameters = _prepare(entry, config, dtype, device, nanogpt)
+            step()
+            timing.synchronize(device)
+            row.first_step_s = time.perf_counter() - start
+            held = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
+            if (peak := timing.peak_bytes(step, device)) is not None:
+                row.peak_bytes = peak + held
+            steps[row.label] = step
+    block = BLOCK[device.type]
+    calls = {label: (lambda step=step: [step() for _ in range(block)][-1]) for label, step in steps.items()}
+    found = timing.in_turn(calls, device, seconds) if calls else {}
+    peak_rate = hardware.peak_flops(device, dtype)
+    with torch.device("meta"):
+        flops = GPT(config.model).flops_per_token()
+    tokens = context_length * batch_size
+    for row in rows:
+        if times := found.get(row.label):
+            row.rounds = tuple(seconds / block for seconds in times.rounds)
+            row.step_s, row.p20, row.p80 = (
+                t / block for t in (times.median, times.percentile(20), times.percentile(80))
+            )
+            row.tokens_per_s = tokens / row.step_s
+            row.mfu = row.tokens_per_s * flops / peak_rate if peak_rate else None
+    return rows
+
+
+@contextlib.contextmanager
+def _failures(row: StepRow):
+    """What stops an entry becomes its status."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        row.status, row.reason = MEMORY, "in the first step"
+    except (UserError, kernels.BackendUnavailable, RuntimeError) as error:
+        row.status, row.reason = FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:200]
+    if row.status != OK and torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _prepare(
+    entry: Entry, config: RunConfig, dtype: torch.dtype, device: torch.device, nanogpt: Path | None
+) -> tuple[Callable[[], Any], int]:
+    """A function that takes one step, and the number of parameters."""
+    shape = (config.train.batch_size, config.model.context_length + 1)
+    generator = torch.Generator().manual_seed(0)
+    batches = itertools.cycle([torch.randint(VOCABULARY, shape, generator=generator).to(device) for _ in range(4)])
+    torch.manual_seed(0)
+    if entry.kernels == "nanogpt":
+        return _nanogpt_step(entry, config, dtype, device, nanogpt, batches)
+    with torch.device(device):
+        model = GPT(config.model, kernels.select(entry.kernels, device), dtype)
+    loop = _loop(config, model, entry.compiled)
+
+    def step() -> Any:
+        loop.unread.clear()
+        loop.update(next(batches))
+        return loop.unread[-1][1]
+
+    return step, model.count_parameters()["total"]
+
+
+def _loop(config: RunConfig, model: GPT, compiled: bool) -> Loop:
+    """The training loop without a run folder and without data: only its update is called."""
+    import dataclasses
+
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compiled))
+    loop = Loop(
+        config, None, None, model, build_optimizers(model, config.train), None, {}, Console(file=io.StringIO()), []
+    )
+    loop.clock = time.perf_counter()
+    model.train()
+    return loop
+
+
+def _nanogpt_step(entry, config, dtype, device, folder, batches) -> tuple[Callable[[], Any], int]:
+    """nanoGPT's model, optimizer and step, from a folder that the user has."""
+    path = Path(folder or "") / "model.py"
+    if not path.is_file():
+        raise UserError(f"{folder} holds no model.py; --nanogpt takes a checkout of nanoGPT.")
+    module = sys.modules.get("nanogpt_model")
+    if module is None:
+        spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+        module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    m, t = config.model, config.train
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = module.GPT(
+            module.GPTConfig(
+                block_size=m.context_length, vocab_size=m.vocab_size, n_layer=m.n_layers, n_head=m.n_heads,
+                n_embd=m.d_model, dropout=0.0, bias=m.bias,
+            )
+        ).to(device)  # fmt: skip
+        optimizer = model.configure_optimizers(t.weight_decay, t.lr, (t.beta1, t.beta2), device.type)
+    forward = torch.compile(model) if entry.compiled else model
+    cast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+    def step() -> Any:
+        batch = next(batches)
+        with cast:
+            _, loss = forward(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), t.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step, sum(p.numel() for p in model.parameters())
