@@ -1,8 +1,7 @@
 """One case, everyone who can do it, side by side: first judged, then timed. A wrong result never gets a time.
 
-The judge is kernels.error_rule: twice the error of plain PyTorch in the same dtype is allowed. Plain PyTorch has two
-ways here, the reference's composed operations and its own fused operator, and the one that errs more counts: on a CPU
-F.layer_norm adds up the gradient of its weight row by row, and errs four times as much as a mean of the same terms.
+The judge is kernels.error_rule: twice the error of plain PyTorch in the same dtype is allowed. Plain PyTorch is the
+reference's composed operations, or PyTorch's own operator where that errs more (see Case.pytorch).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,7 +17,6 @@ from torch import Tensor
 from bench import timing
 from bench.cases import Case
 from bench.peers import Provider, Unsupported
-from kernels import aten, reference
 from kernels.error_rule import judge
 
 OK, WRONG, ABSENT, MEMORY, FAILED = "ok", "wrong", "absent", "out of memory", "failed"
@@ -95,13 +92,9 @@ def measure(
 
 def _shapes(case: Case, inputs: Sequence[Tensor]) -> list[Tensor]:
     """Empty outputs: the reference on meta tensors, which costs nothing."""
-    function = getattr(reference, case.op)
-    if case.op == "causal_attention_packed":
-        function = lambda qkv: reference.causal_attention_packed(qkv, case.H)  # noqa: E731
-    device = inputs[0].device
     with torch.no_grad():
-        outputs = case.call(function, [x.detach().to("meta") for x in inputs])
-    return [torch.empty(y.shape, dtype=y.dtype, device=device) for y in outputs]
+        outputs = case.reference(*(x.detach().to("meta") for x in inputs))
+    return [torch.empty(y.shape, dtype=y.dtype, device=inputs[0].device) for y in outputs]
 
 
 def _enter(
@@ -120,8 +113,10 @@ def _enter(
         if "an illegal memory access" in str(error):
             raise  # nothing on this device can be trusted any more
         return FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"[:200], None
-    exact = _right(reference, case, inputs, upstream, torch.float64)
-    plains = [_right(ops, case, inputs, upstream, case.torch_dtype) for ops in (reference, aten)]
+    exact = _right(case.reference, case, inputs, upstream, torch.float64)
+    plains = [_right(case.reference, case, inputs, upstream, case.torch_dtype)]
+    if own := _right(case.pytorch, case, inputs, upstream, case.torch_dtype):
+        plains.append(own)
     for index, (result, right, *plain) in enumerate(zip(got, exact, *plains, strict=True)):
         if all(faults := [judge(result, p, right).fault for p in plain]):
             name = f"output {index}" if index < len(upstream) else f"gradient {index - len(upstream)}"
@@ -136,14 +131,16 @@ def _results(outputs: Sequence[Tensor], inputs: Sequence[Tensor], upstream: Sequ
 
 
 def _right(
-    ops: ModuleType, case: Case, inputs: Sequence[Tensor], upstream: Sequence[Tensor], dtype: torch.dtype
-) -> list[Tensor]:
-    """Outputs and gradients by `ops` in `dtype`, of the part that is judged."""
+    function: Callable[..., tuple[Tensor, ...] | None], case: Case, inputs: Sequence[Tensor],
+    upstream: Sequence[Tensor], dtype: torch.dtype,
+) -> list[Tensor]:  # fmt: skip
+    """Outputs and gradients by `function` in `dtype`, of the part that is judged; none where it gives None."""
     parts = [
         part.detach().to(dtype).requires_grad_(x.requires_grad)
         for x, part in zip(inputs, case.judged(inputs), strict=True)
     ]
-    outputs = case.part(ops, *parts)
+    if (outputs := function(*parts)) is None:
+        return []
     above = [u.to(y.dtype) for u, y in zip(case.judged(upstream), outputs, strict=True)]
     return _results(outputs, parts, above)
 

@@ -6,7 +6,6 @@ do the case, raises Unsupported with the reason, which becomes its row in the ta
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 from collections.abc import Callable
@@ -59,18 +58,15 @@ def providers(op: str, device: torch.device) -> list[Provider]:
 def _own(name: str, op: str) -> Callable[[Case], Callable[..., Any]]:
     def make(case: Case) -> Callable[..., Any]:
         try:
-            function = getattr(kernels.select(name, "cuda" if torch.cuda.is_available() else "cpu"), op)
+            return getattr(kernels.select(name, "cuda" if torch.cuda.is_available() else "cpu"), op)
         except kernels.BackendUnavailable as error:
             raise Unsupported(str(error)) from None
-        return (lambda qkv: function(qkv, case.H)) if op == "causal_attention_packed" else function
 
     return make
 
 
 def _compiled(case: Case) -> Callable[..., Any]:
     """torch.compile of the reference, for this shape."""
-    if case.op == "causal_attention_packed":
-        return torch.compile(lambda qkv: reference.causal_attention_packed(qkv, case.H), fullgraph=True, dynamic=False)
     return torch.compile(getattr(reference, case.op), fullgraph=True, dynamic=False)
 
 
@@ -84,8 +80,8 @@ def _imported(module: str, name: str) -> Any:
 # --- attention: from q, k, v as views of the packed projection, back to (B, T, H·D) -----------------------------------
 
 
-def _heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor], case: Case) -> Callable[[Tensor], Tensor]:
-    return lambda qkv: attend(*unpack_heads(qkv, case.H)).transpose(1, 2).flatten(2)
+def _heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    return lambda qkv, n_heads: attend(*unpack_heads(qkv, n_heads)).transpose(1, 2).flatten(2)
 
 
 def _pinned(backend: SDPBackend) -> Callable[[Case], Callable[..., Any]]:
@@ -93,22 +89,22 @@ def _pinned(backend: SDPBackend) -> Callable[[Case], Callable[..., Any]]:
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    return lambda case: _heads(attend, case)
+    return lambda case: _heads(attend)
 
 
 def _flex(case: Case) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, case.T, case.T, device="cuda")
-    return _heads(torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False), case)
+    return _heads(torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
 
 
 def _flash_attn(module: str) -> Callable[[Case], Callable[..., Any]]:
     def make(case: Case) -> Callable[..., Any]:
         function = _imported(module, "flash_attn_func")
 
-        def attend(qkv: Tensor) -> Tensor:
-            q, k, v = qkv.unflatten(-1, (3, case.H, case.D)).unbind(2)  # (B, T, H, D), as it wants them
+        def attend(qkv: Tensor, n_heads: int) -> Tensor:
+            q, k, v = qkv.unflatten(-1, (3, n_heads, -1)).unbind(2)  # (B, T, H, D), as it wants them
             out = function(q, k, v, causal=True)
             return (out[0] if isinstance(out, tuple) else out).flatten(2)
 
@@ -172,13 +168,3 @@ PEERS = {
     "swiglu": [Provider("liger", "liger-kernel", _liger_swiglu)],
     "linear_cross_entropy": [Provider("liger", "liger-kernel", _liger_cross_entropy)],
 }
-
-
-@contextlib.contextmanager
-def extra(op: str, provider: Provider):
-    """Within, `provider` has a part in `op` as well: for trying a kernel of one's own against all others."""
-    PEERS.setdefault(op, []).append(provider)
-    try:
-        yield
-    finally:
-        PEERS[op].remove(provider)
