@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels import dropout
 from kernels.fused import tuning
+from kernels.fused.autocast import autocast_dtype
 from kernels.fused.tiles import dropout_keeps, dropout_row_keys, head_offset, load_tile, store_tile
 from kernels.reference import check_attention, split_heads, unpack_heads
 
@@ -456,10 +457,8 @@ def causal_attention_packed(
 
 
 def _autocast(x: Tensor) -> Tensor:
-    device = x.device.type
-    known = torch.amp.is_autocast_available(device)  # not on meta tensors
-    wanted = known and torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(device)) if wanted else x
+    dtype = autocast_dtype(x)
+    return x if dtype is None or x.dtype == torch.float64 else x.to(dtype)
 
 
 def _seed_tensor(dropout_p: float, seed: int | Tensor | None, device: torch.device) -> Tensor | None:

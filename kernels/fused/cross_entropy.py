@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import tuning
+from kernels.fused.autocast import autocast_dtype
 from kernels.fused.rows import check_dtypes
 
 CHUNK_LOGITS = 2**27  # alive together by default: 256 MiB in 16 bits. See default_chunk.
@@ -212,10 +213,8 @@ def linear_cross_entropy(
         raise ValueError(f"linear_cross_entropy takes int64 targets, not {targets.dtype}")
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk is {chunk}; it must be at least 1 row, or None for the default")
-    dtype, device_type = hidden.dtype, hidden.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):  # not on meta
-        dtype = torch.get_autocast_dtype(device_type)
-    elif dtype != weight.dtype:
+    dtype = autocast_dtype(hidden) or hidden.dtype
+    if hidden.dtype != weight.dtype and autocast_dtype(hidden) is None:
         raise ValueError(f"linear_cross_entropy of {dtype} and {weight.dtype}; without autocast both must be the same")
     graph = torch.is_grad_enabled()
     loss, *_ = _forward(

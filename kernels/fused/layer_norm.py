@@ -22,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import tuning
-from kernels.fused.rows import autocasts_to_float32, check_dtypes, fold_rows, row_offset
+from kernels.fused.autocast import autocasts_to_float32
+from kernels.fused.rows import check_dtypes, fold_rows, row_offset
 
 MAX_WIDTH = 16_384  # a row must fit into the registers of one program
 FUSED_WEIGHT_GRADS = 8192  # a wider row and two running sums of that width do not fit without spilling

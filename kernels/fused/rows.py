@@ -45,8 +45,3 @@ def check_dtypes(op: str, *tensors: Tensor | None) -> None:
     for x in tensors:
         if x is not None and x.dtype not in DTYPES:
             raise ValueError(f"{op} takes float32, float16 and bfloat16, not {x.dtype}; use the reference backend")
-
-
-def autocasts_to_float32(x: Tensor) -> bool:
-    """Whether autocast is on for a device where it runs PyTorch's own norms in float32: so on CUDA, not on a CPU."""
-    return x.is_cuda and torch.is_autocast_enabled("cuda")

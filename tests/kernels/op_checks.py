@@ -55,10 +55,10 @@ def force_config(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
 def assert_compiles_whole(op: Callable, inputs: Sequence[Tensor]) -> None:
     """torch.compile(fullgraph=True) traces `op`: on fake CUDA tensors, and with its backward.
 
-    The backward is traced on fake CUDA tensors too where PyTorch was built with CUDA; its CPU-only builds abort the
-    process when autograd meets one, and there a fake CPU tensor stands in.
+    The backward is traced on fake CUDA tensors too where there is a GPU. Elsewhere a fake CPU tensor stands in: autograd
+    asks the driver about a CUDA tensor, and PyTorch's CPU-only builds abort the process.
     """
-    for device, with_grad in (("cuda", False), ("cuda" if torch.backends.cuda.is_built() else "cpu", True)):
+    for device, with_grad in (("cuda", False), ("cuda" if torch.cuda.is_available() else "cpu", True)):
         torch._dynamo.reset()
         with FakeTensorMode():
             fakes = [torch.empty(x.shape, dtype=x.dtype, device=device) for x in inputs]
