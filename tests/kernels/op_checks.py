@@ -55,8 +55,8 @@ def force_config(monkeypatch: pytest.MonkeyPatch, **constants: int) -> None:
 def assert_compiles_whole(op: Callable, inputs: Sequence[Tensor]) -> None:
     """torch.compile(fullgraph=True) traces `op`: on fake CUDA tensors, and with its backward.
 
-    The backward is traced on fake CUDA tensors too where there is a GPU. Elsewhere a fake CPU tensor stands in: autograd
-    asks the driver about a CUDA tensor, and PyTorch's CPU-only builds abort the process.
+    The backward is traced on fake CUDA tensors too where there is a GPU. Elsewhere a fake CPU tensor stands in:
+    autograd asks the driver about a CUDA tensor, and PyTorch's CPU-only builds abort the process.
     """
     for device, with_grad in (("cuda", False), ("cuda" if torch.cuda.is_available() else "cpu", True)):
         torch._dynamo.reset()
