@@ -23,6 +23,7 @@ setup(
         "torch>=2.10",  # CVE-2025-32434 and CVE-2026-24747 in torch.load are fixed there
         "triton>=3.6; platform_system == 'Linux'",
         "numpy>=1.26",
+        "scipy>=1.11",  # the distributions and optimizers behind intervals and fits
         "matplotlib>=3.8",
         "click>=8.2",
         "rich>=13.7",

@@ -105,7 +105,7 @@ def tune(rows: Rows, device: torch.device, until: float, **_: Any) -> None:
 
 
 def exercise(device: torch.device, **_: Any) -> None:
-    """Every kernel on small, ragged shapes in 16 and 32 bits: what the sanitizer watches, which makes all of it slow."""
+    """Every kernel on small, ragged shapes in 16 and 32 bits: what the sanitizer watches, and makes slow."""
     from kernels import fused
     from kernels.tune import TF32, problems
 

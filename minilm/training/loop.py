@@ -36,6 +36,10 @@ SAMPLE_TEMPERATURES = (0.8, 0.5, 1.0)  # the first at every sampling, all at the
 SPIKE_SIGMAS, SPIKE_AFTER = 6.0, 100  # a loss so far above its moving average, after so many steps, is an event
 
 
+class NonFiniteError(UserError):
+    """Too many steps in a row had a non-finite loss or gradient: the training has diverged."""
+
+
 @dataclass
 class State:
     """What a checkpoint keeps beside weights, optimizer and generators."""
@@ -268,7 +272,7 @@ class Loop:
             f"{duration(left)} left",
         )
         if state.bad_steps >= c.max_bad_steps:
-            raise UserError(
+            raise NonFiniteError(
                 f"{state.bad_steps} steps in a row had a non-finite loss or gradient, up to step {state.step}, and "
                 "were skipped; start anew with a lower train.lr or with train.dtype=float32."
             )

@@ -1,0 +1,1 @@
+"""Studies: many trainings compared, a law fitted through them, and what a budget buys."""

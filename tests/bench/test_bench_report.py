@@ -1,0 +1,323 @@
+"""What bench.report draws and tables is what was measured: nothing else, and nothing of it hidden."""
+
+import json
+
+import pytest
+
+from bench import charts, records, report
+from minilm.report.canvas import sheet
+
+README = f"# Title\n\nBefore.\n\n{report.BEGIN}\nold\n{report.END}\n\nAfter.\n"
+
+
+def op_row(provider, median, op="causal_attention_packed", which="forward", status="ok", version="", **shape):
+    """As contest.Row tells itself: 1e9 operations, 4e6 bytes, a floor of 1 ms."""
+    shape = shape or {"B": 2, "H": 3, "T": 64, "D": 16}
+    case = " ".join([op, *(f"{k}={v}" for k, v in shape.items()), "float32"])
+    return {
+        "case": case, "op": op, "shape": shape, "dtype": "float32", "which": which, "provider": provider,
+        "version": version, "status": status, "reason": "" if status == "ok" else "for a reason", "median": median,
+        "p20": median * 0.9, "p80": median * 1.2, "host": None, "floor": 1e-3, "fraction": 1e-3 / median,
+        "flops_per_s": 1e9 / median, "bytes_per_s": 4e6 / median, "peak_bytes": None,
+    }  # fmt: skip
+
+
+def train_row(label, T, tokens_per_s=None, status="ok", **more):
+    kernels, mode = label.split()
+    row = {"label": label, "kernels": kernels, "compiled": mode == "compiled", "context_length": T, "batch_size": 2}
+    row |= {"status": status, "reason": "", "tokens_per_s": tokens_per_s, "mfu": None, "peak_bytes": None}
+    seconds = tokens_per_s and 2 * T / tokens_per_s
+    return row | {"p20": seconds, "p80": seconds, "step_s": seconds, "first_step_s": tokens_per_s and 7.5} | more
+
+
+def results(ops=(), train=(), device="Abacus", **more):
+    facts = {"device": device, "driver": "1.5", "versions": {"torch": "9.8.7", "triton": None}, "revision": "abc123"}
+    return {"format": 1, "machine": facts | {"date": "2031-02-03T04:05:06Z"}, "ops": ops, "train": train} | more
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A call that writes results files and reports on them: (exit code, README)."""
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+
+    def write(*files, names="abcdef"):
+        paths = []
+        for name, content in zip(names, files, strict=False):
+            paths.append(tmp_path / f"{name}.json")
+            paths[-1].write_text(content if isinstance(content, str) else json.dumps(content))
+        arguments = [*map(str, paths), "--out", str(tmp_path / "results" / "figures"), "--readme", str(readme)]
+        return report.main(arguments), readme.read_text()
+
+    write.folder = tmp_path
+    return write
+
+
+def machine_of(tmp_path, content):
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(content))
+    return records.read([path])[0]
+
+
+def drawn(machine, name):
+    with sheet():
+        figure = charts.figures(machine)[f"{name}-{machine.slug}.png"]()
+        figure.draw_without_rendering()
+    return figure
+
+
+def axes_of(figure):
+    return [axes for part in figure.subfigs for axes in part.axes]
+
+
+def texts(figure):
+    """All that a reader of the figure reads."""
+    found = [figure.get_supxlabel(), *(t.get_text() for legend in figure.legends for t in legend.get_texts())]
+    for axes in axes_of(figure):
+        found += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")]
+        found += [t.get_text() for t in [*axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()]]
+    return found
+
+
+def table(text, head):
+    """The cells of the table whose first heading is `head`, without its rule."""
+    lines = text[text.index(f"| {head} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in [lines[0], *lines[2:]]]
+
+
+LENGTHS = {T: {"B": 2, "H": 3, "T": T, "D": 16} for T in (64, 128, 256, 512)}
+GPU = [
+    op_row(provider, seconds * T / 64, version=version, **LENGTHS[T])
+    for T in LENGTHS
+    for provider, seconds, version in (("reference", 0.04, "1"), ("torch", 0.005, "1"), ("triton", 0.004, "1"),
+                                       ("sdpa-flash", 0.003, "9.8.7"))
+]  # fmt: skip
+
+
+# The tables
+
+
+def test_every_cell_of_the_table_is_a_number_of_the_data_or_a_quotient_of_two(written):
+    _, text = written(results(GPU))
+    shown = table(text, "case")
+    assert shown[0] == ["case", "pass", "triton", "PyTorch", "best other", "ratio", "of floor"]
+    assert [row[:2] for row in shown[1:]] == [[f"attention B=2 H=3 T={T} D=16 float32", "forward"] for T in (64, 512)]
+    assert [row[2:] for row in shown[1:]] == [
+        ["4 ms", "5 ms", "3 ms, sdpa-flash (torch 9.8.7)", "0.75", "25%"],
+        ["32 ms", "40 ms", "24 ms, sdpa-flash (torch 9.8.7)", "0.75", "3%"],
+    ]
+
+
+def test_the_training_table_holds_tokens_mfu_memory_and_the_first_step(written):
+    rows = [train_row("triton eager", 64, 1234.0, mfu=0.123, peak_bytes=3 * 2**29), train_row("torch eager", 64, 99.0)]
+    _, text = written(results((), rows))
+    assert table(text, "training step") == [
+        ["training step", "T=64 B=2", "first step at T=64"],
+        ["triton eager", "1,234, 12.3%, 1.5 GiB", "7.5 s"],
+        ["torch eager", "99, n/a", "7.5 s"],
+    ]
+
+
+def test_on_a_cpu_ours_is_torch_and_is_held_against_the_reference(written):
+    _, text = written(results([op_row("reference", 0.3), op_row("torch", 0.1)]))
+    assert table(text, "case")[1][2:] == ["100 ms", "300 ms, reference", "3.00", "1%"]
+
+
+def test_a_loss_is_a_ratio_below_one_however_small(written):
+    rows = [op_row("torch", 0.01), op_row("triton", 0.01), op_row("sdpa-cudnn", 0.00999, version="9")]
+    _, text = written(results(rows))
+    assert table(text, "case")[1][4:6] == ["9.99 ms, sdpa-cudnn (torch 9)", "0.99"]
+
+
+def test_a_wrong_result_has_no_time_anywhere(written, tmp_path):
+    rows = [op_row("torch", 0.01), op_row("triton", 0.02), op_row("sdpa-cudnn", 0.00777, status="wrong")]
+    _, text = written(results(rows))
+    full = (tmp_path / "results" / "abacus.md").read_text()
+    figure = drawn(machine_of(tmp_path, results(rows)), "attention")
+    everything = "\n".join([text, full, *texts(figure)])
+    assert "7.77" not in everything and "sdpa-cudnn in 1 of 1 rows" in text
+    widths = [patch.get_width() for axes in axes_of(figure) for patch in axes.patches]
+    assert widths == pytest.approx([1 / 0.02, 1 / 0.01])
+    assert "wrong" in texts(figure) and "Not drawn, because wrong: sdpa-cudnn" in figure.get_supxlabel()
+    assert [line for line in full.splitlines() if "sdpa-cudnn" in line and "| wrong |" in line]
+
+
+def test_where_ours_is_wrong_the_table_says_so_and_claims_no_ratio(written):
+    _, text = written(results([op_row("torch", 0.01), op_row("triton", 0.001, status="wrong")]))
+    assert table(text, "case")[1][2:] == ["wrong", "10 ms", "10 ms, PyTorch 9.8.7", "–", "–"]
+
+
+def test_which_cases_are_shown_does_not_depend_on_who_wins(written):
+    _, text = written(results(GPU))
+    slow = [row | {"median": row["median"] * (0.1 if row["shape"]["T"] == 128 else 10)} for row in GPU]
+    _, other = written(results(slow))
+    assert [row[0] for row in table(text, "case")] == [row[0] for row in table(other, "case")]
+
+
+def test_every_row_and_every_reason_is_in_the_full_table(written, tmp_path):
+    absent = op_row("flex", 1.0, status="failed")
+    written(results([*GPU, absent], [train_row("triton eager", 64, status="out of memory")]))
+    full = (tmp_path / "results" / "abacus.md").read_text()
+    assert len(table(full, "case")) == 1 + len(GPU) + 1
+    assert table(full, "case")[-1][2:4] + table(full, "case")[-1][-1:] == ["flex", "failed", "for a reason"]
+    assert table(full, "training step")[1][:4] == ["triton eager", "64", "2", "out of memory"]
+
+
+def test_running_out_of_memory_is_a_word_in_the_table_and_a_cross_at_its_length(written, tmp_path):
+    rows = [train_row(label, T, 1e6 / T) for label in ("triton eager", "torch eager") for T in (64, 128, 256, 512)]
+    rows += [train_row("reference eager", T, 1e5 / T) for T in (64, 128)]
+    rows += [train_row("reference eager", T, status="out of memory") for T in (256, 512)]
+    _, text = written(results((), rows))
+    assert table(text, "training step")[0][1:4] == ["T=64 B=2", "T=256 B=2", "T=512 B=2"]
+    assert table(text, "training step")[3][:4] == ["reference eager", "1,562, n/a", "out of memory", "out of memory"]
+    figure = drawn(machine_of(tmp_path, results((), rows)), "training")
+    crosses = [line for line in axes_of(figure)[0].lines if line.get_marker() == "x"]
+    assert [line.get_xdata()[0] for line in crosses] == [256, 512]
+    assert all(line.get_ydata()[0] < 0 for line in crosses) and "out of memory" in texts(figure)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_side_by_side_sentence_holds_the_ratio_and_its_interval(written, nested):
+    ratio = {"geometric_mean": 1.234, "low": 1.111, "high": 1.357, "level": 0.9}
+    found = {"ratio": ratio} if nested else ratio | {"ratio": 1.234}
+    _, text = written(results([op_row("torch", 0.1)], side_by_side=found | {"pairs": [{}] * 7}))
+    assert "1.23 times" in text and "90% interval 1.11 to 1.36, from 7 alternated pairs" in text
+
+
+def test_the_last_line_names_device_driver_versions_revision_date_and_files(written):
+    _, text = written(results(GPU[:2]), results(GPU[2:]))
+    last = text[: text.index(report.END)].strip().splitlines()[-1]
+    both = "`a.json` (revision abc123, 2031-02-03), `b.json` (revision abc123, 2031-02-03)"
+    assert last == f"Abacus, driver 1.5, torch 9.8.7; from {both}."
+
+
+# What is read
+
+
+def test_later_files_replace_what_earlier_ones_measured_on_the_same_device(written):
+    _, text = written(results([op_row("torch", 0.1)]), results([op_row("torch", 0.2)]))
+    assert [row[2] for row in table(text, "case")] == ["torch", "200 ms"]
+    _, text = written(results([op_row("torch", 0.1)]), results([op_row("torch", 0.2)], device="Slide rule"))
+    assert [line for line in text.splitlines() if line.startswith("###")] == ["### Abacus", "### Slide rule"]
+
+
+def test_files_of_other_formats_are_left_out_by_name(written, capsys):
+    others = [{"source_sha256": "0", "kernels": []}, {"format": 2, "machine": {"device": "x"}}, "no json", [1]]
+    code, text = written(results([op_row("torch", 0.1)]), *others)
+    said = capsys.readouterr().out
+    assert code == 0 and "100 ms" in text
+    assert [f"{name}.json is left out" in said for name in "abcde"] == [False, True, True, True, True]
+
+
+def test_without_any_usable_file_the_readme_is_as_it_was_and_the_exit_code_2(written, capsys):
+    code, text = written({"kernels": []}, "no json")
+    assert (code, text) == (2, README)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_keys_it_does_not_know_and_parts_that_are_absent_do_no_harm(written):
+    content = results([op_row("torch", 0.1) | {"new": [1]}], stages={"tests": {}}, tune=[{"status": "none"}])
+    del content["train"], content["machine"]["driver"], content["machine"]["revision"]
+    code, text = written(content)
+    assert code == 0 and "100 ms" in text and "driver" not in text and "None" not in text
+
+
+# What is written
+
+
+def test_twice_gives_the_same_bytes(written, tmp_path):
+    def files():
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    content = results(GPU, [train_row("triton eager", T, 1e6 / T) for T in (64, 128, 256)])
+    written(content)
+    first = files()
+    written(content)
+    assert files() == first and sum(path.suffix == ".png" for path in first) == 2
+
+
+def test_around_the_markers_nothing_changes(written):
+    _, text = written(results(GPU))
+    assert text.startswith(README[: README.index("old")]) and text.endswith(README[README.index(report.END) :])
+    assert "old" not in text
+
+
+@pytest.mark.parametrize(
+    "readme", ["no markers\n", f"{report.END}\n{report.BEGIN}\n", f"{report.BEGIN}\n", README + README]
+)
+def test_without_both_markers_in_order_nothing_is_written(written, tmp_path, capsys, readme):
+    (tmp_path / "README.md").write_text(readme)
+    code, text = written(results(GPU))
+    error = capsys.readouterr().err
+    assert (code, text) == (2, readme)
+    assert error.count("\n") == 1 and report.BEGIN in error and not (tmp_path / "results").exists()
+
+
+# The figures
+
+
+def test_a_curve_holds_every_point_of_its_provider_in_the_unit_of_the_axis(tmp_path):
+    axes = axes_of(drawn(machine_of(tmp_path, results(GPU)), "attention"))[0]
+    ours = next(line for line in axes.lines if line.get_linewidth() > 2)
+    assert ours.get_xdata().tolist() == [64, 128, 256, 512]
+    assert ours.get_ydata() == pytest.approx([1 / (0.004 * T / 64) for T in LENGTHS])
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("sequence length T", "GFLOP/s")
+    fast = [row | {"median": row["median"] * 1e-6, "flops_per_s": row["flops_per_s"] * 1e6} for row in GPU]
+    assert axes_of(drawn(machine_of(tmp_path, results(fast)), "attention"))[0].get_ylabel() == "TFLOP/s"
+
+
+def test_the_floor_is_drawn_in_every_panel_of_operations(tmp_path):
+    norms = [op_row("torch", 0.1, op="rms_norm", which=which, rows=8, width=w) for w in (64, 128, 256)
+             for which in ("forward", "backward")]  # fmt: skip
+    machine = machine_of(tmp_path, results([*GPU, *norms]))
+    for name, speed in (("attention", 1e9 / 1e-3 / 1e9), ("norms", 4e6 / 1e-3 / 1e9)):
+        for axes in axes_of(drawn(machine, name)):
+            floor = [line for line in axes.lines if line.get_linewidth() == charts.FLOOR["linewidth"]]
+            assert len(floor) == 1 and floor[0].get_ydata() == pytest.approx([speed] * len(floor[0].get_xdata()))
+
+
+def test_few_sizes_become_bars_with_their_numbers(tmp_path):
+    rows = [op_row(name, 0.1 * T / 64, **LENGTHS[T]) for T in (64, 128) for name in ("reference", "torch")]
+    figure = drawn(machine_of(tmp_path, results(rows)), "attention")
+    axes = axes_of(figure)[0]
+    assert [patch.get_width() for patch in axes.patches] == pytest.approx([10, 10, 5, 5])
+    assert [text.get_text() for text in axes.texts] == ["10", "10", "5", "5"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == [
+        "torch, 64",
+        "reference, 64",
+        "torch, 128",
+        "reference, 128",
+    ]
+
+
+def test_the_cross_entropy_figure_holds_time_and_peak_memory_by_case(tmp_path):
+    rows = [
+        op_row(name, 0.05, op="linear_cross_entropy", which="both", rows=8, width=4, vocab=vocab) | {"peak_bytes": peak}
+        for vocab in (50, 500)
+        for name, peak in (("torch", 2**20 * vocab), ("triton", 2**19 * vocab))
+    ]
+    figure = drawn(machine_of(tmp_path, results(rows)), "cross_entropy")
+    panels = axes_of(figure)
+    assert [axes.get_xlabel() for axes in panels] == ["ms", "ms", "MiB", "MiB"]
+    assert [[p.get_width() for p in axes.patches] for axes in panels] == [[50, 50], [50, 50], [25, 50], [250, 500]]
+
+
+def test_in_grey_every_provider_has_dashes_and_a_marker_of_its_own():
+    looks = [(dashes, marker) for _, dashes, marker in [*records.STYLES.values(), records.STRANGER]]
+    assert len(set(looks)) == len(looks)
+
+
+def test_the_legend_lies_outside_the_panels(tmp_path):
+    figure = drawn(machine_of(tmp_path, results(GPU)), "attention")
+    legend = figure.legends[0].get_window_extent()
+    assert not any(legend.overlaps(axes.get_tightbbox()) for axes in axes_of(figure))
+
+
+def test_a_figure_has_its_title_and_names_the_versions_of_the_peers(tmp_path):
+    bars = [op_row("torch", 0.1), op_row("sdpa-flash", 0.1, version="9.8.7")]
+    for rows, where in ((bars, "caption"), (GPU, "legend")):
+        figure = drawn(machine_of(tmp_path, results(rows)), "attention")
+        assert figure.legends[0].get_title().get_text() == "Causal attention"
+        legend = [label.get_text() for label in figure.legends[0].get_texts()]
+        said = {"caption": figure.get_supxlabel(), "legend": legend}
+        assert "sdpa-flash (torch 9.8.7)" in said[where]
