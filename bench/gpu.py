@@ -6,7 +6,7 @@
 
 Stages: tests (all kernel tests natively, then every kernel under compute-sanitizer's memcheck and racecheck), tune (the
 tables of this chip, read by the stages after it), ops (every operation against its peers), train (whole training
-steps). What matters most comes first within each, every result is on disk as soon as it is there, and the same
+steps; on a CPU `minilm train` beside a plain loop as well). What matters most comes first within each, every result is on disk as soon as it is there, and the same
 command again goes on where the time ran out. OUT/<device>.json holds everything, with chip, driver, versions,
 revision and the clocks seen; `python -m bench.report` makes figures and tables of it.
 """
@@ -34,6 +34,7 @@ from rich.console import Console
 STAGES = ("tests", "tune", "ops", "train")
 SHARES = {"tests": 0.3, "tune": 0.25, "ops": 0.25, "train": 0.2}  # of --minutes
 RESTARTS = 20
+SIDE_BY_SIDE = "side_by_side.json"
 ROOT = Path(__file__).resolve().parents[1]
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
@@ -142,6 +143,8 @@ def assemble(out: Path, machine: dict[str, Any], stages: dict[str, Any]) -> Path
             if entry["kind"] in rows:
                 rows[entry["kind"]] += entry["rows"]
     record = {"format": 1, "machine": machine, "stages": {**before.get("stages", {}), **stages}, **rows}
+    if (out / SIDE_BY_SIDE).exists():
+        record["side_by_side"] = json.loads((out / SIDE_BY_SIDE).read_text())
     temporary = path.with_suffix(".tmp")
     temporary.write_text(_one_row_a_line(record))
     temporary.replace(path)
@@ -221,6 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
                 stages["tests"] = run_tests(out, options.device, until)
             else:
                 run_stage(stage, out, options.device, until, options.nanogpt)
+            if stage == "train" and options.device == "cpu":
+                command = [sys.executable, "-m", "bench.side_by_side", "--out", str(out / SIDE_BY_SIDE)]
+                _run(command, out / "side_by_side.log", end + 120)
             path = assemble(out, machine, stages)
             console.print(f"{stage}: {time.time() - begun:.0f} s")
     path = assemble(out, {**machine, "clocks": seen or None}, {})
