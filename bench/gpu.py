@@ -4,11 +4,12 @@
     python -m bench.gpu --stage ops --minutes 8 --out results
     python -m bench.gpu --device cpu --out results          the same on a CPU: reference against torch, a rehearsal
 
-Stages: tests (all kernel tests natively, then every kernel under compute-sanitizer's memcheck and racecheck), tune (the
-tables of this chip, read by the stages after it), ops (every operation against its peers), train (whole training
-steps; on a CPU `minilm train` beside a plain loop as well). What matters most comes first within each, every result is on disk as soon as it is there, and the same
-command again goes on where the time ran out. OUT/<device>.json holds everything, with chip, driver, versions,
-revision and the clocks seen; `python -m bench.report` makes figures and tables of it.
+Stages: tests (all kernel tests natively, then every kernel under compute-sanitizer's memcheck and racecheck), tune
+(the tables of this chip, read by the stages after it), ops (every operation against its peers), train (whole training
+steps; on a CPU `minilm train` beside a plain loop as well). What matters most comes first within each, every result is
+on disk as soon as it is there, and the same command again goes on where the time ran out. OUT/<device>.json holds
+everything, with chip, driver, versions, revision and the clocks seen; `python -m bench.report` makes figures and tables
+of it.
 """
 
 from __future__ import annotations

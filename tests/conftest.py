@@ -24,3 +24,10 @@ def text_file(tmp_path_factory):
     lines = [f"{n} green bottles hanging on the wall, and if {n % 7} should fall: {n * n}!" for n in range(700)]
     path.write_text("\n".join(lines)[:40_000], encoding="utf-8")
     return path
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "slow" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))

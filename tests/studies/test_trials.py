@@ -19,15 +19,6 @@ from minilm.studies.trials import DIVERGED, FAILED, FINISHED, MISSING, TRIALS, S
 STEPS = 8
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """Prepared data of these tests alone; one thread a trial."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINILM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
-
-
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
     """Two arms and A/A at one seed: three trials of 8 steps."""
