@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -188,7 +189,7 @@ def _run_folders(folders: Sequence[Path]) -> list[Path]:
 SLURM = """#!/bin/sh
 #SBATCH --job-name={name}
 #SBATCH --array=1-{shards}
-#SBATCH --output={path}/slurm-%A_%a.log
+#SBATCH --output="{path}/slurm-%A_%a.log"
 #SBATCH --cpus-per-task={cpus}
 #SBATCH --signal=B:TERM@60
 #SBATCH --requeue
@@ -206,13 +207,13 @@ exit "$status"
 """
 
 
-def write_slurm(study: Study, shards: int, cpus: int = 4) -> Path:
-    """STUDY/run.sbatch: an array job over the parts of the study, with this very Python."""
+def write_slurm(study: Study, shards: int) -> Path:
+    """STUDY/run.sbatch: an array job over the parts of the study, by this very Python, at most four cores a task."""
     path = study.path / "run.sbatch"
     command = shlex.join([sys.executable, "-m", "minilm", "ablate", "--out", str(study.path.resolve())])
     text = SLURM.format(
-        name=study.path.name, shards=shards, cpus=cpus, path=study.path.resolve(), command=command,
-        cwd=shlex.quote(str(Path.cwd())),
+        name=study.path.name, shards=shards, cpus=min(4, os.cpu_count() or 1), path=study.path.resolve(),
+        command=command, cwd=shlex.quote(str(Path.cwd())),
     )  # fmt: skip
     path.write_text(text, encoding="utf-8")
     return path
