@@ -2,7 +2,7 @@
 
 Memory is that of a process that does nothing else. Resident memory has two parts: private memory, which the process
 cannot do without, and pages of files, here of train.bin and val.bin, which the system takes back when it needs them.
-Drawing batches must not take more private memory for a larger corpus; everything else is reported.
+Drawing batches must not take more resident memory for a larger corpus; everything else is reported.
 
 Corpora of 1 and 10 MB always; of 100 MB and 1 GB with -m slow.
 """
@@ -192,10 +192,10 @@ def bench_memory_of_preparing(benchmark, corpora, memory, tmp_path, kind, tokeni
 
 @pytest.mark.parametrize("megabytes", SIZES)
 def bench_memory_of_sampling(benchmark, corpora, memory, megabytes):
-    """Opening prepared data and drawing 1000 of the capstone's batches takes the same private memory at every size."""
+    """Opening prepared data and drawing 1000 of the capstone's batches takes the same memory at every size."""
     benchmark.group = "data: a process that draws 1000 batches from 1 MB and more"
     corpora.prepared(megabytes)
     found = benchmark.pedantic(corpora.sampling, (megabytes,))
     memory(found)
-    more = found.private - corpora.least_sampling().private
-    assert more < FLAT, f"{more / MB:.1f} MB more private memory for {megabytes} MB of text than for 1 MB"
+    more = found.resident - corpora.least_sampling().resident
+    assert more < FLAT, f"{more / MB:.1f} MB more resident memory for {megabytes} MB of text than for 1 MB"

@@ -104,7 +104,12 @@ ROWS = pytest.StashKey[list[contest.Row]]()
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """The same rows with what pytest-benchmark has no columns for."""
+    """What pytest-benchmark has no columns for: tokens/s, memory, and the rows with their rates and floors."""
+    session = getattr(config, "_benchmarksession", None)
+    for one in session.benchmarks if session else []:
+        if one.extra_info and "case" not in one.extra_info and "label" not in one.extra_info:
+            figures = (f"{name} {value:,.4g}" for name, value in one.extra_info.items())
+            terminalreporter.write_line(f"{one.name}: {', '.join(figures)}")
     if found := config.stash.get(ROWS, []):
         where = f"{torch.cuda.get_device_name()}, cold L2 cache" if DEVICE.type == "cuda" else "a CPU, one thread"
         Console(width=None if terminalreporter.isatty else 160, file=terminalreporter._tw._file).print(

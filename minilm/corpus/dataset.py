@@ -323,13 +323,24 @@ def open_dataset(folder: Path) -> Dataset:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / 'meta.json'} cannot be read ({error!r}): prepare the data again.") from None
     for split, tokens in arrays.items():
-        if int(tokens.max()) >= meta["vocab_size"]:
-            at = int(np.argmax(tokens >= meta["vocab_size"]))
+        if (at := _first_from(folder / f"{split}.bin", tokens.dtype, meta["vocab_size"])) is not None:
             raise UserError(
                 f"{folder / split}.bin holds token {tokens[at]} at position {at} and the vocabulary has "
                 f"{meta['vocab_size']}: the file is damaged or not from this tokenizer, prepare the data again."
             )
     return Dataset(folder, meta, arrays["train"], arrays["val"], load_tokenizer(folder / "tokenizer.json"))
+
+
+def _first_from(path: Path, dtype: np.dtype, bound: int) -> int | None:
+    """The position of the first token that is not below `bound`. Read in blocks: a map would stay resident whole."""
+    buffer, start = np.empty(1 << 18, dtype), 0
+    with path.open("rb") as file:
+        while size := file.readinto(buffer):
+            block = buffer[: size // dtype.itemsize]
+            if int(block.max()) >= bound:
+                return start + int(np.argmax(block >= bound))
+            start += len(block)
+    return None
 
 
 class BatchSampler:
@@ -346,6 +357,9 @@ class BatchSampler:
                 f"least {context_length + 1} tokens, or lower --set model.context_length."
             )
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
+        self.dtype = tokens.dtype
+        mapped = isinstance(tokens, np.memmap) and hasattr(os, "pread")
+        self.file = open(tokens.filename, "rb") if mapped else None  # noqa: SIM115 (as long as the sampler)
         self.window = np.arange(context_length + 1)
         self.starts = len(tokens) - context_length
 
@@ -354,4 +368,9 @@ class BatchSampler:
         # counter-based (Salmon et al. 2011); raw words, because their stream never changes between NumPy versions
         raw = np.random.Philox(key=self.seed, counter=step << 64).random_raw(self.batch_size)
         offsets = (raw % np.uint64(self.starts)).astype(np.int64)
-        return self.tokens[offsets[:, None] + self.window].astype(np.int64)
+        if self.file is None:
+            return self.tokens[offsets[:, None] + self.window].astype(np.int64)
+        # read, not mapped: what is mapped stays resident, in the end the whole file
+        dtype, length = self.dtype, len(self.window)
+        read = (os.pread(self.file.fileno(), length * dtype.itemsize, o * dtype.itemsize) for o in offsets.tolist())
+        return np.frombuffer(b"".join(read), dtype).reshape(self.batch_size, length).astype(np.int64)

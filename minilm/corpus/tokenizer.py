@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from minilm.errors import UserError
 END_OF_TEXT = "<|endoftext|>"  # between the documents of a byte-pair encoded corpus, as in GPT-2
 REPLACEMENT = "\ufffd"
 CODE_POINTS = 0x110000
+PIECE, PIECES = 1 << 14, 64  # characters of a text that the library is given at a time, and how many such pieces
 
 
 def code_points(text: str) -> np.ndarray:
@@ -88,7 +90,7 @@ class BPETokenizer:
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(_pieces(texts), trainer)
         return BPETokenizer(tokenizer)
 
     def encode(self, text: str, unknown: str = "error") -> np.ndarray:
@@ -96,8 +98,11 @@ class BPETokenizer:
         return np.array(self._tokenizer.encode(text).ids, dtype=np.int32)
 
     def encode_many(self, texts: list[str]) -> np.ndarray:
-        """The ids of texts one after another, encoded in parallel."""
-        return np.concatenate([np.array(e.ids, dtype=np.int32) for e in self._tokenizer.encode_batch_fast(texts)])
+        """The ids of texts one after another, encoded in parallel, a few pieces at a time: an encoding is large."""
+        ids, pieces = [np.empty(0, np.int32)], _pieces(texts)
+        while some := list(itertools.islice(pieces, PIECES)):
+            ids += [np.array(e.ids, dtype=np.int32) for e in self._tokenizer.encode_batch_fast(some)]
+        return np.concatenate(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -108,6 +113,23 @@ class BPETokenizer:
 
     def to_json(self) -> str:
         return self._tokenizer.to_str()
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    """The texts in pieces of at most PIECE characters, cut before the space before a word: no token reaches across.
+
+    The library reads some hundred texts ahead: of whole megabytes that would be most of its memory.
+    """
+    for text in texts:
+        start = 0
+        while len(text) - start > PIECE:
+            end = start + PIECE
+            while (end := text.rfind(" ", start + 1, end)) > 0 and text[end - 1].isspace():
+                pass  # within a run of spaces tokens do reach across
+            end = end if end > 0 else start + PIECE
+            yield text[start:end]
+            start = end
+        yield text[start:]
 
 
 Tokenizer = CharTokenizer | BPETokenizer

@@ -193,6 +193,17 @@ class TestBatches:
         assert (one.batch(7) != one.batch(8)).any()
         assert (one.batch(7) != BatchSampler(self.tokens, 16, 4, seed=4).batch(7)).any()
 
+    @pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+    def test_a_file_is_read_as_the_same_batches_and_never_mapped(self, tmp_path, dtype):
+        self.tokens.astype(dtype).tofile(tmp_path / "tokens.bin")
+        on_disk = np.memmap(tmp_path / "tokens.bin", dtype=dtype, mode="r")
+        sampler = BatchSampler(on_disk, 16, 4, seed=3)
+        sampler.tokens = None  # the map is not what is read
+        for step in range(20):
+            batch = sampler.batch(step)
+            assert batch.dtype == np.int64
+            assert batch.tolist() == BatchSampler(self.tokens, 16, 4, seed=3).batch(step).tolist()
+
     def test_windows_are_consecutive_tokens_and_reach_both_ends(self):
         sampler = BatchSampler(self.tokens[:20], 16, 64, seed=0)
         batch = sampler.batch(0)

@@ -1,10 +1,13 @@
 """Tokenizers: every text comes back as it was, by character and by byte pair."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import minilm.corpus.tokenizer as tokenizer_module
 from minilm.corpus.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, code_points, load_tokenizer
 from minilm.errors import UserError
 
@@ -50,6 +53,19 @@ def test_bpe_learns_merges_and_encodes_many_as_one_after_another():
     ids = BPE.encode(CORPUS)
     assert len(ids) < len(CORPUS) / 2
     assert BPE.encode_many(["the cat", " sat"]).tolist() == [*BPE.encode("the cat"), *BPE.encode(" sat")]
+
+
+def test_a_long_text_in_pieces_has_the_tokens_and_teaches_the_merges_of_the_whole(monkeypatch):
+    words = ["word", " ", "  ", "   ", "\n", "\n\n", "\t", " it's", " 42", "é", "日本", " .", "  x", " the cat sat"]
+    generator = random.Random(0)
+    text = "".join(generator.choice(words) for _ in range(4000))
+    whole, merges = BPE.encode(text).tolist(), BPETokenizer.train([text], 300).to_json()
+    monkeypatch.setattr(tokenizer_module, "PIECE", 200)
+    assert max(map(len, tokenizer_module._pieces([text]))) <= 200
+    assert "".join(tokenizer_module._pieces([text])) == text
+    assert BPE.encode_many([text]).tolist() == whole
+    assert BPETokenizer.train([text], 300).to_json() == merges
+    assert BPE.encode_many(["x" * 1000]).tolist() != []  # no space to cut at
 
 
 def test_the_end_of_text_is_one_token():
