@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -179,25 +180,61 @@ def _config(kernel: Any) -> dict[str, int]:
     return {**blocks, "num_warps": kernel.metadata.num_warps, "num_stages": kernel.metadata.num_stages}
 
 
-def source_hash() -> str:
-    """Of everything that decides the figures but Triton, whose version is stored beside: kernels, tables and cases."""
-    digest = hashlib.sha256()
-    others = [HERE / "dropout.py", HERE / "machine_code_cases.py"]
-    for path in sorted([*(HERE / "fused").glob("*.py"), *tuning.COMMITTED.glob("*.json"), *others]):
-        digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def source_hashes() -> dict[str, str]:
+    """By module of kernels/fused that has cases: of everything that decides its figures but Triton.
+
+    That is the module and what it imports of kernels, the entries of its ops in every committed table, and the cases.
+    """
+    tables = {path.stem: tuning.read_table(path) for path in sorted(tuning.COMMITTED.glob("*.json"))}
+    hashes = {}
+    for module in CASES:
+        digest = hashlib.sha256()
+        for path in sorted(_sources(HERE / "fused" / f"{module}.py")):
+            digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        entries = {
+            chip: {op: entries for op, entries in ops.items() if op.startswith(module)} for chip, ops in tables.items()
+        }
+        functions = sorted({inspect.getsource(case.func) for case in CASES[module].values()})
+        digest.update(json.dumps([entries, sorted(CASES[module]), functions], sort_keys=True).encode())
+        hashes[module] = digest.hexdigest()
+    return hashes
 
 
-def write_json(path: Path, rows: list[Figures]) -> None:
-    record = {"source_sha256": source_hash(), "triton": triton.__version__}
-    lines = ",\n".join("  " + json.dumps(asdict(row)) for row in rows)
+def _sources(path: Path) -> set[Path]:
+    """A file of kernels and the files of kernels/fused that it imports, and what those import; and the dropout hash."""
+    found, waiting = set(), [path]
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r"^from kernels\.fused\.(\w+) import", text, re.M)
+        names += re.findall(r"\w+", "".join(re.findall(r"^from kernels\.fused import (.+)$", text, re.M)))
+        others = [HERE / "fused" / f"{name}.py" for name in names]
+        others += [HERE / "dropout.py"] if re.search(r"^from kernels import .*\bdropout\b", text, re.M) else []
+        waiting += [other for other in others if other not in found]
+    return found
+
+
+def write_json(path: Path, rows: list[Figures], hashes: dict[str, str | None]) -> None:
+    """`rows` are of the modules in `hashes`, None where not all of a module was measured; what the file has of others
+    stays."""
+    kept, sources = [], {}
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["triton"] == triton.__version__:
+            sources = {module: digest for module, digest in before["sources"].items() if module not in hashes}
+            kept = [row for row in before["kernels"] if row["case"].split(":")[0] in sources]
+    every = sorted([*kept, *map(asdict, rows)], key=lambda row: (row["arch"], row["case"].split(":")[0]))
+    record = {"sources": dict(sorted({**sources, **hashes}.items())), "triton": triton.__version__}
+    lines = ",\n".join("  " + json.dumps(row) for row in every)
     head = json.dumps(record)[1:-1]
     path.write_text(f'{{{head}, "kernels": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
-def is_stale(path: Path) -> bool:
-    """Whether the figures in `path` were taken from other sources than those that are here now."""
-    return json.loads(path.read_text(encoding="utf-8"))["source_sha256"] != source_hash()
+def stale_modules(path: Path) -> list[str]:
+    """The modules whose figures in `path` are missing or were taken from other sources than those that are here now."""
+    there = json.loads(path.read_text(encoding="utf-8"))["sources"] if path.exists() else {}
+    return [module for module, digest in source_hashes().items() if there.get(module) != digest]
 
 
 def _print_table(rows: list[Figures]) -> None:
@@ -231,18 +268,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", default=",".join(map(str, DEFAULT_ARCHS)), help="compute capabilities, as 80,90")
     parser.add_argument("--cases", default="", metavar="REGEX", help="only the cases whose label contains it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE as well")
+    parser.add_argument("--stale", action="store_true", help="only of modules whose figures in FILE are out of date")
     options = parser.parse_args(arguments)
     archs = options.arch.split(",")
     if unknown := [arch for arch in archs if arch not in map(str, CHIPS)]:
         parser.error(f"no figures are known for {', '.join(unknown)}; --arch takes {', '.join(map(str, CHIPS))}")
     if not (chosen := cases(options.cases)):
         parser.error(f"no case has a label that contains {options.cases!r}")
+    if options.stale:
+        if not options.json:
+            parser.error("--stale compares with the FILE of --json; name it")
+        modules = stale_modules(options.json)
+        chosen = {label: case for label, case in chosen.items() if label.split(":")[0] in modules}
     if triton.knobs.runtime.interpret:
         parser.error("TRITON_INTERPRET is set, with which nothing is compiled; unset it")
     rows = [row for arch in archs for row in measure(int(arch), chosen)]
     _print_table(rows)
     if options.json:
-        write_json(options.json, rows)
+        measured = {label.split(":")[0] for label in chosen}
+        whole = not options.cases and set(DEFAULT_ARCHS) <= set(map(int, archs))
+        write_json(options.json, rows, {m: d if whole else None for m, d in source_hashes().items() if m in measured})
     return 0
 
 

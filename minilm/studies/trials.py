@@ -218,7 +218,11 @@ def _run_one(
                 reason = f"its process ended with {code}; see {TRIALS}/{trial_id}.log"
                 write_json(study.path / TRIALS / f"{trial_id}.json", {"status": FAILED, "reason": reason})
                 return row, f"failed: {reason}"
-            loss = f"validation loss {result['val_loss']:.4f}" if result.get("val_loss") else result.get("reason", "")
+            loss = (
+                f"validation loss {result['val_loss']:.4f}"
+                if result.get("val_loss")
+                else result.get("reason", "")[:100]
+            )
             return row, f"{result['status']}, {loss}"
     except Timeout:
         return row, "in the hands of another process"
