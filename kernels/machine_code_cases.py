@@ -26,6 +26,13 @@ def _attention(width: int, dtype: torch.dtype, length: int, dropout_p: float, pr
         torch.set_float32_matmul_precision(before)
 
 
+def _decode(width: int, dtype: torch.dtype, group: int, length: int) -> None:
+    """One sequence of two cache heads: split where the cache is long."""
+    q = torch.zeros(1, 2 * group, 1, width, dtype=dtype)
+    cache = torch.zeros(2, 1, 2, length, width, dtype=dtype)
+    fused.decode_attention(q, *cache, torch.full((1,), length))
+
+
 def _layer_norm(width: int, dtype: torch.dtype) -> None:
     x, residual = (torch.ones(64, width, dtype=dtype, requires_grad=True) for _ in range(2))
     weight, bias = (torch.ones(width, requires_grad=True) for _ in range(2))
@@ -74,6 +81,12 @@ CASES: dict[str, dict[str, Callable[[], None]]] = {
         _label(vocab_size, dtype): partial(_cross_entropy, vocab_size, dtype)
         for vocab_size in (65, 1000, 4096, 50257)
         for dtype in (BF16, FP16, FP32)
+    },
+    "decode": {
+        f"{_label(width, dtype)}, groups of {group}, {length} keys": partial(_decode, width, dtype, group, length)
+        for width in (16, 64, 80, 128, 256)
+        for dtype in (BF16, FP16, FP32)
+        for group, length in ((1, 4096), (8, 4096), (1, 16))
     },
     "layer_norm": {
         _label(width, dtype): partial(_layer_norm, width, dtype)

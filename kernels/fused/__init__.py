@@ -11,11 +11,9 @@ if knobs.runtime.interpret:  # corrected before any kernel is defined
 
     interpreter.mend()
 
-# A decoding step has one query a sequence and is bound by reading the cache, which PyTorch's operator does as it is;
-# a kernel that splits the cache among programs has not been written yet.
-from kernels.aten import decode_attention
 from kernels.fused.attention import causal_attention, causal_attention_packed
 from kernels.fused.cross_entropy import linear_cross_entropy
+from kernels.fused.decode import decode_attention
 from kernels.fused.layer_norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from kernels.fused.swiglu import swiglu, swiglu_unpacked
 
