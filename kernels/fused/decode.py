@@ -93,7 +93,7 @@ def _merge_kernel(
     parts_ptr, m_ptr, l_ptr, out_ptr, stride_ob, stride_oh, H, n_splits, scale_log2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """out = Σ w · part / Σ w · l over the splits of one head, w = 2^((m - largest m) · scale); zeros if all are empty."""
+    """out = Σ w · part / Σ w · l over the splits of one head, w = 2^((m - largest m) · scale); 0 if all are empty."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_D,), tl.float32)
