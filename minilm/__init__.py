@@ -2,15 +2,18 @@
 
 The command line is `minilm --help`. From Python, what a course's notebook calls is here, loaded when first used:
 
-    from minilm import plot_training_report
+    from minilm import plot_training_report, scaling_analysis
 """
 
 from typing import Any
 
 __version__ = "0.1.0"
 
-_WHERE = {"plot_training_report": "minilm.report.figures"}
-__all__ = ["plot_training_report"]
+_WHERE = {
+    "plot_training_report": "minilm.report.figures",
+    "scaling_analysis": "minilm.studies.notebook",
+}
+__all__ = ["plot_training_report", "scaling_analysis"]
 
 
 def __getattr__(name: str) -> Any:

@@ -101,13 +101,21 @@ def save_png(figure: Figure, path: Path, dpi: int = 150) -> None:
     figure.savefig(path, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
-def svg(draw: Callable[[Axes], None], prefix: str, label: str, width: float = 380, height: float = 280) -> str:
+def svg(
+    draw: Callable[[Axes], None],
+    prefix: str,
+    label: str,
+    width: float = 380,
+    height: float = 280,
+    margins: tuple[float, float, float, float] = (50, 66, 38, 40),
+) -> str:
     """One panel as an <svg> element for a page: `draw` fills its axes, `prefix` keeps its ids apart from those of the
-    page's other figures, `label` is what a screen reader says. Width and height are CSS pixels at the drawn size; the
-    element scales."""
+    page's other figures, `label` is what a screen reader says. Width, height and the margins (left, right, top, bottom)
+    are CSS pixels at the drawn size; the element scales."""
+    left, right, top, bottom = margins
     with sheet():
         figure = Figure(figsize=(width / 72, height / 72))
-        axes = figure.add_axes((50 / width, 40 / height, 1 - 116 / width, 1 - 78 / height))
+        axes = figure.add_axes((left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height))
         draw(axes)
         text = io.StringIO()
         figure.savefig(

@@ -53,7 +53,7 @@ def write_report(run_dirs: Sequence[str | Path], out_dir: str | Path | None = No
                 figure = figures.four_panels(curves_of(run), reference_of(run), words.visible(run.name))
                 save_png(figure, out_dir / view["png"])
         for name in ("report.html", "report.md"):
-            text = _environment(name).get_template(name).render(page)
+            text = environment(name).get_template(name).render(page)
             (out_dir / name).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise UserError(f"The report cannot be written to {out_dir} ({error.strerror}); name another folder.") from None
@@ -118,8 +118,9 @@ def _slugs(runs: list[Run]) -> list[str]:
     return slugs
 
 
-def _environment(name: str) -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment(name: str) -> jinja2.Environment:
+    """Of the templates: "*.html" escapes all that it is given; both show any text as a page can hold it."""
+    made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         finalize=lambda value: words.visible(value) if type(value) is str else value,
         autoescape=name.endswith(".html"),
@@ -128,9 +129,9 @@ def _environment(name: str) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
-    environment.filters["fenced"] = _fenced
-    return environment
+    made.filters["cell"] = _cell
+    made.filters["fenced"] = _fenced
+    return made
 
 
 def _cell(text: Any) -> str:

@@ -147,7 +147,7 @@ def draw_gradient_norm(axes: Axes, series: Series, clip: float | None) -> None:
         marks.append(clip)
         axes.axhline(clip, color=LIGHT["ink"], linewidth=1, linestyle=(0, (4, 3)), label=f"_clip {clip:g}")
         labels.append((clip, f"clip {clip:g}", "ink"))
-    _log_axis(axes, min(marks), max(marks))
+    log_axis(axes, min(marks), max(marks))
     _on_the_edge(axes, steps[~np.isfinite(norms)], "x", "s2", "not finite")
     _finish(axes, steps, labels, "" if len(positive) else "no gradient norm recorded")
 
@@ -163,10 +163,10 @@ def draw_above_floor(axes: Axes, curves: Curves, floor: float) -> None:
         _line(axes, steps[seen], losses[seen] - floor, role, name, linewidth=2.2, marker=marker, markersize=4)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _log_axis(axes, *((min(left), max(left)) if left else (0.1, 1)))
+    log_axis(axes, *((min(left), max(left)) if left else (0.1, 1)))
     axes.set_ylabel("nats above the floor")
     _finish(axes, curves.train[0], [], "" if left else "nothing above the floor")
-    axes.xaxis.set_major_formatter(FuncFormatter(_steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
@@ -176,7 +176,7 @@ def draw_throughput(axes: Axes, series: Series) -> None:
     _line(axes, steps, rolling_mean(rates), "s5", f"rolling mean over {ROLLING_STEPS}", linewidth=2.2)
     axes.set_ylim(0, 1.08 * np.quantile(rates[np.isfinite(rates)], 0.995) or 1)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
-    axes.yaxis.set_major_formatter(FuncFormatter(_steps))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick))
     _finish(axes, steps, [], "")
 
 
@@ -238,7 +238,8 @@ def _reference_lines(axes: Axes, reference: Reference) -> list[tuple[float, str,
     return labels
 
 
-def _log_axis(axes: Axes, low: float, high: float) -> None:
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """A vertical log axis that holds low to high, with ticks at 1, 2 and 5 where it spans few decades."""
     axes.set_ylim(low / 1.3, high * 1.3)
     few_decades = high / low < 300
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few_decades else (1,), numticks=12))
@@ -250,7 +251,7 @@ def _finish(axes: Axes, steps: np.ndarray, labels: list[tuple[float, str, str]],
     """Step axis, legend above the panel, labels of horizontal lines beside it, pushed apart where they would
     overlap."""
     axes.set_xlabel("step")
-    axes.xaxis.set_major_formatter(FuncFormatter(_steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick))
     if axes.get_xscale() == "linear":
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=ROUND))
         if len(steps) == 0:
@@ -303,7 +304,8 @@ def _short(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def _steps(value: float, _position: int | None = None) -> str:
+def tick(value: float, _position: int | None = None) -> str:
+    """A count on an axis: 5000 -> 5,000, 200000 -> 200k."""
     if abs(value) >= 1e6:
         return f"{value / 1e6:g}M"
     return f"{value / 1e3:g}k" if abs(value) >= 1e5 else f"{value:,.6g}"

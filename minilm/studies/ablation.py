@@ -84,7 +84,10 @@ def _baseline(outcome: Outcome) -> dict[str, Any]:
         "parameters": outcome.parameters,
         "tokenizer": data["tokenizer"],
         "source": data["source"],
-        **{name: train[name] for name in ("steps", "batch_size", "lr", "min_lr", "warmup_steps", "schedule")},
+        **{
+            name: train[name]
+            for name in ("steps", "batch_size", "grad_accumulation", "lr", "min_lr", "warmup_steps", "schedule")
+        },
         **{name: train[name] for name in ("optimizer", "weight_decay", "kernels", "dtype")},
     }
 
@@ -231,6 +234,8 @@ def _deviation(first: Sequence[Outcome], second: Sequence[Outcome], folders: Map
 
 def _warnings(outcomes: Sequence[Outcome], study: statistics.Study | None, rates: dict[str, Any]) -> list[str]:
     found = list(study.warnings) if study else ["The baseline has no finished trial yet: nothing can be compared."]
+    if any(o.axis == KERNELS for o in outcomes):  # which are compared otherwise
+        found = [warning for warning in found if not warning.startswith("The baseline is the only arm")]
     if open_ := sum(o.status == MISSING for o in outcomes):
         found.append(f"{open_} of {len(outcomes)} trials are not finished: this table is not the last word.")
     found += [f"{o.arm}, seed {o.seed} failed: {o.reason}" for o in outcomes if o.status == FAILED]
@@ -250,43 +255,51 @@ def _warnings(outcomes: Sequence[Outcome], study: statistics.Study | None, rates
 def findings(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Sentences that the data bear, each with the trials behind it. Nothing is claimed that the rule does not allow."""
     base = next(iter(result["table"]), None)
-    sentences = []
     compared = [row for row in result["table"] if row["verdict"]]
-    for row in sorted(compared, key=lambda r: (r["verdict"] == "inconclusive", r["difference"] or 0.0)):
-        if row["verdict"] == "inconclusive":
-            continue
-        size = "" if row["matched"] else f" It has {_share(row, base)} parameters of the baseline: size may be why."
-        interval = f"{row['difference_low']:+.4f} to {row['difference_high']:+.4f}"
-        sentences.append(
-            {
-                "text": f"{row['arm']} is {row['verdict']} than the baseline by {abs(row['difference']):.4f} nats a "
-                f"token (95% interval {interval}, adjusted p {row['p']:.2g}, {row['n']} seeds).{size}",
-                "trials": [*base["trials"], *row["trials"]],
-            }
-        )
-    if unclear := [row for row in compared if row["verdict"] == "inconclusive"]:
-        detectable = [row["detectable"] for row in unclear if row["detectable"]]
+    shown = [row for row in compared if row["verdict"] != "inconclusive"]
+    sentences = [
+        {"text": _difference_sentence(row, base), "trials": [*base["trials"], *row["trials"]]}
+        for row in sorted(shown, key=lambda row: row["difference"])
+    ]
+    unclear = [row for row in compared if row["verdict"] == "inconclusive" and row["n"] and not row["diverged"]]
+    if judged := [row for row in unclear if row["p"] is not None]:
+        detectable = [row["detectable"] for row in judged if row["detectable"]]
         bound = f"; differences under {max(detectable):.4f} nats would often go unseen here" if detectable else ""
-        names = ", ".join(row["arm"] for row in unclear)
-        sentences.append(
-            {
-                "text": f"For {names} no difference from the baseline is shown{bound}.",
-                "trials": [t for row in [base, *unclear] for t in row["trials"]],
-            }
-        )
+        text = f"No difference from the baseline is shown for {'; '.join(row['arm'] for row in judged)}{bound}."
+        sentences.append({"text": text, "trials": _trials_of(base, *judged)})
+    if unjudged := [row for row in unclear if row["p"] is None]:
+        text = f"Too few seeds to judge {'; '.join(row['arm'] for row in unjudged)} by."
+        sentences.append({"text": text, "trials": _trials_of(base, *unjudged)})
+    for row in (row for row in compared if row["diverged"]):
+        seeds = ", ".join(map(str, row["diverged"]))
+        text = f"{row['arm']} diverged at seed{'s' * (len(row['diverged']) > 1)} {seeds}: it cannot count as better."
+        sentences.append({"text": text, "trials": row["trials"]})
     control = (result["comparison"] or {}).get("control")
     if control and control["difference"] is not None:
         inside = "within what chance explains" if control["inside"] else "more than chance explains, which is a warning"
-        sentences.append(
-            {
-                "text": f"The same configuration with other seeds (A/A) differs by {control['difference']:+.4f} nats "
-                f"(p {control['p']:.2g}): {inside}.",
-                "trials": [t for row in result["table"] if row["axis"] in (BASELINE, CONTROL) for t in row["trials"]],
-            }
-        )
+        text = f"The same configuration with other seeds (A/A) differs by {control['difference']:+.4f} nats "
+        rows = [row for row in result["table"] if row["axis"] in (BASELINE, CONTROL)]
+        sentences.append({"text": f"{text}({_p(control['p'])}): {inside}.", "trials": _trials_of(*rows)})
     for row in (result["kernels"] or {"rows": []})["rows"]:
         sentences.append({"text": _kernels_sentence(row, result["kernels"]["margin"]), "trials": row["trials"]})
     return sentences
+
+
+def _trials_of(*rows: dict[str, Any]) -> list[str]:
+    return [trial for row in rows for trial in row["trials"]]
+
+
+def _p(p: float) -> str:
+    return "p below 0.0001" if p < 1e-4 else f"p {p:.2g}"
+
+
+def _difference_sentence(row: dict[str, Any], base: dict[str, Any]) -> str:
+    size = "" if row["matched"] else f" It has {_share(row, base)} baseline's parameters: size may be why."
+    interval = f"{row['difference_low']:+.4f} to {row['difference_high']:+.4f}"
+    return (
+        f"{row['arm']} is {row['verdict']} than the baseline by {abs(row['difference']):.4f} nats a token (95% interval "
+        f"{interval}, adjusted {_p(row['p'])}, {row['n']} seeds).{size}"
+    )
 
 
 def _share(row: dict[str, Any], base: dict[str, Any]) -> str:
@@ -299,7 +312,7 @@ def _kernels_sentence(row: dict[str, Any], margin: float) -> str:
     test = row["equivalence"]
     name = row["kernels"] if row["kernels"] == REORDERED else f"{row['kernels']} kernels"
     if test["verdict"] == "equivalent":
-        same = f"give the same final loss as {NAIVE} within ±{margin:g} nats (p {test['p']:.2g}, {test['n']} seeds)"
+        same = f"give the same final loss as {NAIVE} within ±{margin:g} nats ({_p(test['p'])}, {test['n']} seeds)"
     elif test["verdict"] == "different":
         same = f"give another final loss than {NAIVE}, by {test['difference']:+.4f} nats"
     else:

@@ -156,7 +156,7 @@ def report_study(study: Study, console: Console) -> None:
 
     outcomes = study.outcomes()
     result = analyse(outcomes, {o.id: study.folder(o.id) for o in outcomes})
-    page = write_ablation(result, study.path, {o.id: study.folder(o.id) for o in outcomes if o.status == FINISHED})
+    page = write_ablation(result, study.path, {o.id: study.folder(o.id) for o in outcomes})
     print_ablation(result, console)
     console.print(f"Report: {page}", highlight=False, soft_wrap=True)
 

@@ -6,19 +6,31 @@ import shutil
 import sys
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 
 from minilm.config import RunConfig
 from minilm.errors import UserError
-from minilm.studies.trials import DIVERGED, FAILED, STOPPED_EXIT, TRIALS, Study, outcome_of, result_of
+from minilm.studies.trials import BUSY_EXIT, DIVERGED, FAILED, STOPPED_EXIT, TRIALS, Study, outcome_of, result_of
 from minilm.training.checkpoint import FOLDER, LAST
 from minilm.training.journal import write_json
 from minilm.training.loop import NonFiniteError, train
 
 
 def main(study_path: str, trial_id: str) -> int:
-    """0 when the trial has ended and its result is written, STOPPED_EXIT when it was told to stop and saved."""
+    """0 when the trial has ended and its result is written, else STOPPED_EXIT or BUSY_EXIT.
+
+    The lock is this process's own: a trial whose runner was killed goes on and is not run a second time meanwhile.
+    """
     study = Study(Path(study_path))
+    try:
+        with FileLock(study.path / TRIALS / f"{trial_id}.lock", timeout=0):
+            return run(study, trial_id)
+    except Timeout:
+        return BUSY_EXIT
+
+
+def run(study: Study, trial_id: str) -> int:
     row = next(row for row in study.rows if row["id"] == trial_id)
     folder, target = study.folder(trial_id), study.path / TRIALS / f"{trial_id}.json"
     console = Console(width=120)

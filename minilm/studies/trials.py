@@ -28,8 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from minilm.config import RunConfig
 from minilm.errors import UserError
 from minilm.studies.design import Trial
@@ -38,7 +36,7 @@ from minilm.training.journal import METRICS, read_json, read_rows, write_json
 FORMAT = 1
 MANIFEST, TRIALS = "study.json", "trials"
 FINISHED, DIVERGED, FAILED, MISSING = "finished", "diverged", "failed", "missing"
-STOPPED_EXIT = 75  # of a trial that was told to stop and has saved: there is more to do
+STOPPED_EXIT, BUSY_EXIT = 75, 76  # of a trial that was told to stop and has saved; of one that another process runs
 
 
 @dataclass(frozen=True)
@@ -196,36 +194,31 @@ def _run_one(
 ) -> tuple[dict[str, Any], str]:
     """One trial to its end, in a process of its own; returns the row and what became of it, in words."""
     trial_id = row["id"]
-    try:
-        with FileLock(study.path / TRIALS / f"{trial_id}.lock", timeout=0):
-            if (result := study.result(trial_id)) and result["status"] != FAILED:
-                return row, "done by another process"
-            environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-            command = [sys.executable, "-m", "minilm.studies.trial", str(study.path), trial_id]
-            with (study.path / TRIALS / f"{trial_id}.log").open("ab") as log:
-                child = subprocess.Popen(
-                    command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-                )
-                children[trial_id] = child
-                if stopping:  # between the signal and this line
-                    child.send_signal(signal.SIGTERM)
-                code = child.wait()
-                del children[trial_id]
-            if code == STOPPED_EXIT:
-                return row, "stopped and saved"
-            result = study.result(trial_id)
-            if code or result is None:
-                reason = f"its process ended with {code}; see {TRIALS}/{trial_id}.log"
-                write_json(study.path / TRIALS / f"{trial_id}.json", {"status": FAILED, "reason": reason})
-                return row, f"failed: {reason}"
-            loss = (
-                f"validation loss {result['val_loss']:.4f}"
-                if result.get("val_loss")
-                else result.get("reason", "")[:100]
-            )
-            return row, f"{result['status']}, {loss}"
-    except Timeout:
+    if (result := study.result(trial_id)) and result["status"] != FAILED:
+        return row, "done by another process"
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    command = [sys.executable, "-m", "minilm.studies.trial", str(study.path), trial_id]
+    with (study.path / TRIALS / f"{trial_id}.log").open("ab") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        children[trial_id] = child
+        if stopping:  # between the signal and this line
+            child.send_signal(signal.SIGTERM)
+        code = child.wait()
+        del children[trial_id]
+    if code == STOPPED_EXIT:
+        return row, "stopped and saved"
+    if code == BUSY_EXIT:
         return row, "in the hands of another process"
+    result = study.result(trial_id)
+    if code or result is None:
+        reason = f"its process ended with {code}; see {TRIALS}/{trial_id}.log"
+        write_json(study.path / TRIALS / f"{trial_id}.json", {"status": FAILED, "reason": reason})
+        return row, f"failed: {reason}"
+    loss = result.get("val_loss")
+    return (
+        row,
+        f"{result['status']}, {result.get('reason', '')[:100] if loss is None else f'validation loss {loss:.4f}'}",
+    )
 
 
 # --- reading runs that were not made by a study -----------------------------------------------------------------------
@@ -292,10 +285,11 @@ def from_runs(folders: Iterable[Path], baseline: Path | None = None) -> list[Out
         raise UserError("No run is named; --from takes finished run folders, or studies.")
     base = outcome_of(baseline) if baseline else found[0]
     named = []
-    for outcome in found:
+    for number, outcome in enumerate(found):
         changes = _differences(base.config, outcome.config)
         label = ", ".join(changes) or "baseline"
-        named.append(Outcome(**{**vars(outcome), "arm": label, "axis": "settings" if changes else "baseline"}))
+        known = {"id": f"{number:02d}_{outcome.id}", "arm": label, "axis": "settings" if changes else "baseline"}
+        named.append(Outcome(**{**vars(outcome), **known}))
     return named
 
 

@@ -144,7 +144,8 @@ def test_a_cache_beyond_two_billion_elements_is_read_at_the_right_place(far_memo
     run_program(
         decode._decode_kernel, 1, q, cache, cache, lengths, out, None, None,
         16, 16, 2**31, 1024, 16, 2**31, 1024, 16, 16, 16, 1, 64, 1, 64, 0.25 * decode.LOG2_E,
-        GROUP=1, BLOCK_G=16, D=16, BLOCK_D=16, ALIGNED=True, INDEX=decode.tl.int32, PRECISION="ieee", RISING=True, MERGED=True, BLOCK_N=16,
+        GROUP=1, BLOCK_G=16, D=16, BLOCK_D=16, ALIGNED=True, INDEX=decode.tl.int32,
+        PRECISION="ieee", RISING=True, MERGED=True, BLOCK_N=16,
     )  # fmt: skip
     exact = reference.decode_attention(q[1:].double(), cache[1:].double(), cache[1:].double(), lengths[1:])
     torch.testing.assert_close(out[1:].double(), exact, rtol=2e-3, atol=2e-3)

@@ -132,6 +132,27 @@ def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
     assert "stopped by SIGTERM" in (found.folder(trials[0].id) / "events.jsonl").read_text()
 
 
+def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
+    """The runner is killed, the trial goes on; another runner leaves it alone and finds its result afterwards."""
+    trials = little_trials(tmp_path, steps=600)[:1]
+    found = Study.create(tmp_path / "study", {}, trials, resume=False)
+    program = f"from minilm.studies.trials import *; run_trials(Study(Path({str(found.path)!r})))"
+    runner = subprocess.Popen([sys.executable, "-c", program])
+    metrics = found.folder(trials[0].id) / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    runner.kill()
+    runner.wait()
+    said = []
+    run_trials(found, say=said.append)
+    while found.outcomes()[0].status != FINISHED and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert "in the hands of another process" in said[0]
+    assert found.outcomes()[0].status == FINISHED
+    assert "resume" not in (found.folder(trials[0].id) / "events.jsonl").read_text()
+
+
 def test_two_shards_merged_are_the_whole(tmp_path, trials, whole):
     parts = [Study.create(tmp_path / name, {}, trials, resume=False) for name in ("one", "two")]
     for number, part in enumerate(parts, 1):
