@@ -297,8 +297,8 @@ def _difference_sentence(row: dict[str, Any], base: dict[str, Any]) -> str:
     size = "" if row["matched"] else f" It has {_share(row, base)} baseline's parameters: size may be why."
     interval = f"{row['difference_low']:+.4f} to {row['difference_high']:+.4f}"
     return (
-        f"{row['arm']} is {row['verdict']} than the baseline by {abs(row['difference']):.4f} nats a token (95% interval "
-        f"{interval}, adjusted {_p(row['p'])}, {row['n']} seeds).{size}"
+        f"{row['arm']} is {row['verdict']} than the baseline by {abs(row['difference']):.4f} nats a token (95% "
+        f"interval {interval}, adjusted {_p(row['p'])}, {row['n']} seeds).{size}"
     )
 
 
