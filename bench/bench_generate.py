@@ -24,7 +24,10 @@ from minilm.model import GPT
 
 PRESET, DTYPE, NEW_TOKENS = (CAPSTONE, torch.bfloat16, 64) if DEVICE.type == "cuda" else (QUICK, torch.float32, 8)
 BACKENDS = [name for name in kernels.available(DEVICE) if not (name == "triton" and interpreted())]
-WAYS = {"anew": {}}  # keyword arguments of generate(); anew: the whole text goes through the model for each token
+WAYS = {
+    "cached": {"cache": True},
+    "anew": {"cache": False},
+}  # anew: the whole text goes through the model for each token
 SECONDS = 1.0  # of measuring for each batch size
 
 

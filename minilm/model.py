@@ -64,17 +64,36 @@ class Attention(nn.Module):
         self.qkv = Linear(config.d_model, heads * config.head_dim, bias=config.bias)
         self.out = Linear(config.d_model, config.d_model, bias=config.bias)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor] | None, dropout_seed: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+        dropout_seed: Tensor | None,
+        past: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
         n_heads, n_kv_heads = self.config.n_heads, self.config.n_kv_heads
         dropout = {"dropout_p": self.config.dropout, "dropout_seed": dropout_seed} if dropout_seed is not None else {}
         qkv = self.qkv(x)  # (B, T, (H + 2·Hkv)·D)
-        if rotation is None:
+        if rotation is None and past is None:
             y = self.ops.causal_attention_packed(qkv, n_heads, n_kv_heads, **dropout)  # (B, T, C)
         else:
             q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)  # (B, H or Hkv, T, D)
-            y = self.ops.causal_attention(rotate(q, *rotation), rotate(k, *rotation), v, **dropout)
+            if rotation is not None:
+                q, k = rotate(q, *rotation), rotate(k, *rotation)
+            y = self.ops.causal_attention(q, k, v, **dropout) if past is None else self.attend_past(q, k, v, *past)
             y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.out(y)
+
+    def attend_past(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
+        """One new token (T = 1) after what the caches (B, Hkv, S, D) hold; or a whole beginning, into empty ones."""
+        T = q.shape[2]
+        if T > 1:
+            keys[:, :, :T], values[:, :, :T] = k, v
+            return self.ops.causal_attention(q, k, v)
+        at = lengths[:, None, None, None].expand_as(k)
+        keys.scatter_(2, at, k)
+        values.scatter_(2, at, v)
+        return self.ops.decode_attention(q, keys, values, lengths + 1)
 
 
 class MLP(nn.Module):
@@ -110,18 +129,32 @@ class Block(nn.Module):
         self.norm_2 = Norm(config, ops)
         self.mlp = MLP(config, ops)
 
-    def forward(self, x: Tensor, branch: Tensor | None, rotation, dropout_seed) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, branch: Tensor | None, rotation, dropout_seed, past=None):
+        """(x, branch) after this block: x (B, T, C) and what is still to be added to it, or None."""
         if self.pre:  # x = x + attention(norm(x)); x = x + mlp(norm(x))
             h, x = (self.norm_1(x), x) if branch is None else self.norm_1.add(branch, x)
-            h, x = self.norm_2.add(self.drop(self.attention(h, rotation, dropout_seed)), x)
+            h, x = self.norm_2.add(self.drop(self.attention(h, rotation, dropout_seed, past)), x)
             return x, self.drop(self.mlp(h))
         # post-norm (Vaswani et al. 2017): x = norm(x + attention(x)); x = norm(x + mlp(x))
-        x, _ = self.norm_1.add(self.drop(self.attention(x, rotation, dropout_seed)), x)
+        x, _ = self.norm_1.add(self.drop(self.attention(x, rotation, dropout_seed, past)), x)
         x, _ = self.norm_2.add(self.drop(self.mlp(x)), x)
         return x, None
 
     def drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
+
+
+class KVCache:
+    """Keys and values of what a GPT has read: (n_layers, B, Hkv, S, D) each, of which lengths (B,) int64 are filled.
+
+    Its shape never changes, so that a decoding step can be compiled or captured in a graph.
+    """
+
+    def __init__(self, model: "GPT", batch_size: int):
+        c, device = model.config, model.head.weight.device
+        shape = (c.n_layers, batch_size, c.n_kv_heads, c.context_length, c.head_dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(2))
+        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
 
 
 class GPT(nn.Module):
@@ -190,21 +223,29 @@ class GPT(nn.Module):
             x.flatten(0, 1).to(self.dtype), self.head.weight.to(self.dtype), targets.flatten()
         )
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """What the head reads: the residual stream after the last norm, (B, T, C) in residual_dtype."""
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the head reads: the residual stream after the last norm, (B, T, C) in residual_dtype.
+
+        With a cache, tokens are one more for each sequence (B, 1), or the beginnings of all, and their keys and values
+        are written into it; to count them in cache.lengths is the caller's.
+        """
         T = tokens.shape[1]
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens are longer than the context of {self.config.context_length}")
         x = self.token_embedding(tokens)  # (B, T, C)
-        rotation = None
+        rotation, positions = None, slice(T) if cache is None or T > 1 else cache.lengths
         if self.config.position == "learned":
-            x = x + self.position_embedding.weight[:T]
+            x = x + self.position_embedding.weight[positions].unsqueeze(-2 if T == 1 else 0)
         else:
-            rotation = rotary_table(T, self.config.head_dim, x.device)
+            end = T if isinstance(positions, slice) else self.config.context_length
+            rotation = rotary_table(end, self.config.head_dim, x.device)
+            if cache is not None and T == 1:
+                rotation = tuple(table[positions][:, None, None] for table in rotation)  # (B, 1, 1, D/2)
         x = F.dropout(x, self.config.dropout, self.training).to(self.residual_dtype)
         branch = None
-        for block, seed in zip(self.blocks, self.dropout_seeds(x.device), strict=True):
-            x, branch = block(x, branch, rotation, seed)
+        for i, (block, seed) in enumerate(zip(self.blocks, self.dropout_seeds(x.device), strict=True)):
+            past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
+            x, branch = block(x, branch, rotation, seed, past)
         return x if self.final_norm is None else self.final_norm.add(branch, x)[0]
 
     def dropout_seeds(self, device: torch.device) -> tuple[Tensor | None, ...]:
@@ -222,28 +263,43 @@ class GPT(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         generator: torch.Generator | None = None,
+        cache: bool = True,
     ) -> Tensor:
         """context (B, T) int64 and max_new_tokens more, (B, T + max_new_tokens). Temperature 0 is greedy.
 
-        Past the context length the model sees the last context_length tokens, encoded anew at every step.
+        Past the context length the model sees a window of the last tokens: when it is full it begins anew with its
+        last three quarters, encoded again. cache=False encodes the same windows whole for every token.
         """
-        return torch.cat((context, *self.stream(context, max_new_tokens, temperature, top_k, top_p, generator)), dim=1)
+        drawn = self.stream(context, max_new_tokens, temperature, top_k, top_p, generator, cache)
+        return torch.cat((context, *drawn), dim=1)
 
     @torch.no_grad()
-    def stream(self, context, max_new_tokens=150, temperature=1.0, top_k=None, top_p=None, generator=None):
+    def stream(self, context, max_new_tokens=150, temperature=1.0, top_k=None, top_p=None, generator=None, cache=True):
         """The tokens of generate(), each (B, 1) as soon as it is drawn."""
         if context.shape[1] == 0:
             raise ValueError("the context is empty: a model needs one token to go on from")
-        training = self.training
+        training, past, start = self.training, KVCache(self, len(context)) if cache else None, -1
         self.eval()
         try:
             for _ in range(max_new_tokens):
-                last = self.hidden(context[:, -self.config.context_length :])[:, -1]  # (B, C)
+                before, start = start, self.window_start(context.shape[1])
+                anew = past is None or start != before
+                if past is not None and anew:
+                    past.lengths.zero_()
+                tokens = context[:, start:] if anew else context[:, -1:]
+                last = self.hidden(tokens, past)[:, -1]  # (B, C)
+                if past is not None:
+                    past.lengths += tokens.shape[1]
                 token = draw(self.head(last).float(), temperature, top_k, top_p, generator)
                 context = torch.cat((context, token), dim=1)
                 yield token
         finally:
             self.train(training)
+
+    def window_start(self, n: int) -> int:
+        """Where the window of a text of n tokens begins: 0 while it fits the context, then on by quarters of it."""
+        quarter = max(1, self.config.context_length // 4)
+        return -(-max(0, n - self.config.context_length) // quarter) * quarter
 
     def count_parameters(self) -> dict[str, int]:
         """Four counts, each exact, tied weights once. Scaling laws differ by which of them they mean.

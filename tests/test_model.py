@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kernels
+import minilm.model as model_module
 from minilm.config import ModelConfig, build
 from minilm.hardware import saved_bytes
 from minilm.model import GPT, draw, rotary_table, rotate
@@ -196,17 +197,48 @@ def test_too_long_an_input_is_refused():
         make()(torch.zeros(1, 17, dtype=torch.int64))
 
 
+def lively(**changes):
+    """A model whose weights are large enough for its text to depend on what it has seen."""
+    model = make(**changes).eval()
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8.0)
+    return model
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 class TestGenerate:
     def test_greedy_is_the_same_through_both_backends_past_the_context(self):
         model = make().eval()
         texts = [model.use(kernels.select(o)).generate(torch.tensor([[1, 2]]), 40, 0.0) for o in ("reference", "torch")]
         assert torch.equal(*texts) and texts[0].shape == (1, 42)
 
-    def test_past_the_context_the_model_sees_the_last_tokens(self):
-        model = make().eval()
-        text = model.generate(torch.tensor([[1, 2]]), 30, 0.0)
-        for end in (5, 16, 17, 31):
-            assert model(text[:, max(0, end - 16) : end])[0, -1].argmax() == text[0, end]
+    @pytest.mark.parametrize("cache", [True, False])
+    def test_past_the_context_a_window_begins_anew_with_its_last_three_quarters(self, cache, monkeypatch):
+        model, seen = lively(), []
+        original = model_module.draw
+        monkeypatch.setattr(model_module, "draw", lambda logits, *rest: seen.append(logits) or original(logits, *rest))
+        text = model.generate(torch.tensor([[1, 2]]), 30, 1.0, generator=seeded(1), cache=cache)
+        starts = [model.window_start(n) for n in range(2, 32)]
+        assert [starts[n - 2] for n in (2, 16, 17, 20, 21, 31)] == [0, 0, 4, 4, 8, 16]
+        for n, start, logits in zip(range(2, 32), starts, seen, strict=True):
+            assert n - start <= 16
+            torch.testing.assert_close(model(text[:, start:n])[:, -1], logits, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", [*KINDS, "a context of one"])
+    @pytest.mark.parametrize("ops", ["reference", "torch"])
+    def test_a_cache_changes_the_time_and_not_the_text(self, ops, kind):
+        """Past the context length too, for several sequences, greedy and drawn."""
+        model = lively(ops=ops, **KINDS.get(kind, {"context_length": 1}))
+        context = torch.randint(50, (3, 5), generator=seeded(2))
+        for temperature in (0.0, 1.0):
+            texts = [model.generate(context, 60, temperature, generator=seeded(3), cache=c) for c in (True, False)]
+            assert torch.equal(*texts)
+        assert len(texts[0].unique()) > 20  # no model that says the same thing whatever it sees
 
     def test_a_seed_decides_the_draw(self):
         model = make()

@@ -45,6 +45,19 @@ def test_loss_and_every_gradient_are_those_of_the_reference(kind):
         assert (grads_b[name] - grad).abs().max() <= 1e-5 * grad.abs().max() + 1e-8, name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_with_a_cache_gives_the_text_of_the_reference_without_one(kind):
+    context = batch(1)[0][:, :4]
+    texts = []
+    for ops, cache in (("reference", False), ("triton", True)):
+        model = make(ops, **{**KINDS[kind], "context_length": 8}).eval()
+        with torch.no_grad():
+            for parameter in model.blocks.parameters():
+                parameter.mul_(8.0 if parameter.ndim == 2 else 1.0)
+        texts.append(model.generate(context, 12, 0.0, cache=cache))
+    assert torch.equal(*texts)
+
+
 def test_twenty_steps_of_training_are_those_of_the_reference():
     """The project's margin in float32: losses at most 1e-4 apart."""
     curves = []
