@@ -27,17 +27,19 @@ from minilm.studies.scaling import Point, fit_scaling
 from minilm.studies.trials import DIVERGED, FINISHED, MANIFEST, Outcome, Study, outcome_of, run_trials
 
 SIZE = "size"
-SIZES = ("1x32", "2x32", "2x48", "2x64", "3x80", "4x96")  # 12k to 440k parameters: 1.6 decades, minutes on two cores
+SIZES = ("2x32", "3x48", "3x64", "4x80", "4x112", "5x128")  # 25k to 980k parameters: 1.6 decades, minutes on two cores
 LADDER_STEPS = 300
 READ_AXES = (design.BASELINE, "depth", "width", SIZE)  # what a scaling curve may read of an ablation
 
 
 def trials_of(base: RunConfig, sizes: Sequence[str], steps: Sequence[int], flops: Sequence[float], seeds: int) -> list:
     """Every size at every budget and seed. Raises UserError for a size that cannot be made of the baseline's heads."""
+    widths = [_layers_and_width(size)[1] for size in sizes]
+    head = next(h for h in (base.model.head_dim, 32, 16, 8) if not any(w % h for w in widths))  # one for all sizes
     found = []
     for seed in range(1, seeds + 1):
         for size in sizes:
-            config = _sized(base, size)
+            config = _sized(base, size, head)
             for count, note in _budgets(config, steps, flops):
                 train = dataclasses.replace(
                     config.train, steps=count, warmup_steps=min(config.train.warmup_steps, count // 10),
@@ -65,14 +67,17 @@ def _budgets(config: RunConfig, steps: Sequence[int], flops: Sequence[float]) ->
         yield count, f", {budget:.3g} FLOPs"
 
 
-def _sized(base: RunConfig, size: str) -> RunConfig:
+def _layers_and_width(size: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", size.strip())
     if not match or "0" in (match[1], match[2]):
         raise UserError(f"--sizes names {size!r}; a size is LAYERSxWIDTH, such as 4x128.")
-    layers, width = int(match[1]), int(match[2])
-    head = next((h for h in (base.model.head_dim, 32, 16, 8) if width % h == 0), None)
-    if head is None:
+    if int(match[2]) % 8:
         raise UserError(f"--sizes names {size!r}; a width must be a multiple of 8.")
+    return int(match[1]), int(match[2])
+
+
+def _sized(base: RunConfig, size: str, head: int) -> RunConfig:
+    layers, width = _layers_and_width(size)
     heads = {"n_heads": width // head, "n_kv_heads": width // head}
     model = dataclasses.replace(
         base.model, n_layers=layers, d_model=width, d_ff=design.scaled_d_ff(base, width), **heads

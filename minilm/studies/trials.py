@@ -178,7 +178,9 @@ def run_trials(
                     row, what = future.result()
                     done += 1
                     left = (time.monotonic() - begun) / done * (len(rows) - done)
-                    say(f"{done}/{len(rows)}  {row['arm']}, seed {row['seed']}: {what}  ({_minutes(left)} left)")
+                    rate = "" if row["lr_factor"] == 1 else f", rate x{row['lr_factor']:g}"
+                    name = f"{row['arm']}{rate}, seed {row['seed']}"
+                    say(f"{done}/{len(rows)}  {name}: {what}  ({_minutes(left)} left)")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
