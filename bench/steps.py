@@ -24,7 +24,7 @@ from rich.console import Console
 
 import kernels
 from bench import timing
-from bench.contest import FAILED, MEMORY, OK
+from bench.contest import ABSENT, FAILED, MEMORY, OK
 from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.errors import UserError
@@ -113,6 +113,9 @@ def measure(
         row = StepRow(str(entry), entry.kernels, entry.compiled, context_length, batch_size)
         row.dtype = str(dtype).removeprefix("torch.")
         rows.append(row)
+        if entry.kernels == "nanogpt" and (config.model.position, config.model.norm) != ("learned", "pre"):
+            row.status, row.reason = ABSENT, "nanoGPT has learned positions and pre-norm only"
+            continue
         with _failures(row):
             gc.collect()
             before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
