@@ -29,6 +29,7 @@ from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.errors import UserError
 from minilm.model import GPT
+from minilm.training.distributed import Team
 from minilm.training.loop import Loop
 from minilm.training.optimizer import build_optimizers
 
@@ -187,9 +188,9 @@ def _loop(config: RunConfig, model: GPT, compiled: bool) -> Loop:
     import dataclasses
 
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compiled))
-    loop = Loop(
-        config, None, None, model, build_optimizers(model, config.train), None, {}, Console(file=io.StringIO()), []
-    )
+    facts = {"tokens_per_step": config.train.batch_size * config.model.context_length}
+    optimizers = build_optimizers(model, config.train)
+    loop = Loop(config, None, None, model, optimizers, None, facts, Console(file=io.StringIO()), [], Team())
     loop.clock = time.perf_counter()
     model.train()
     return loop

@@ -40,6 +40,8 @@ KERNELS = {  # the kernel that an op of the tables configures
     "attention_forward": "_forward_kernel",
     "attention_backward_q": "_query_gradient_kernel",
     "attention_backward_kv": "_key_gradient_kernel",
+    "decode": "_decode_kernel",
+    "decode_merge": "_merge_kernel",
     "layer_norm_forward": "_norm_forward",
     "layer_norm_backward": "_norm_backward",
     "layer_norm_weight_grads": "_norm_weight_grads",
@@ -129,6 +131,13 @@ def _attention(ops: ModuleType, width: int, shape: tuple[int, ...], normal: Call
     return _with_gradients(lambda qkv: ops.causal_attention_packed(qkv, H), [normal(1, B, T, 3 * H * width)])
 
 
+def _decode(ops: ModuleType, width: int, shape: tuple[int, ...], normal: Callable[..., Tensor]) -> list[Tensor]:
+    B, H, S = shape
+    q, k, v = normal(1, B, H, 1, width), normal(2, B, H, S, width), normal(3, B, H, S, width)
+    lengths = S - torch.arange(B, device=q.device) * S // (2 * B)  # ragged
+    return [ops.decode_attention(q, k, v, lengths)]
+
+
 def _layer_norm(ops: ModuleType, width: int, shape: tuple[int, ...], normal: Callable[..., Tensor]) -> list[Tensor]:
     inputs = [normal(1, *shape, width), normal(2, *shape, width), normal(3, width), normal(4, width)]
     return _with_gradients(ops.add_layer_norm, inputs)
@@ -144,7 +153,13 @@ def _cross_entropy(ops: ModuleType, width: int, shape: tuple[int, ...], normal: 
     return _with_gradients(lambda h, w: ops.linear_cross_entropy(h, w, targets), [hidden, weight])
 
 
-FAMILIES = {"attention": _attention, "layer_norm": _layer_norm, "swiglu": _swiglu, "cross_entropy": _cross_entropy}
+FAMILIES = {
+    "attention": _attention,
+    "decode": _decode,
+    "layer_norm": _layer_norm,
+    "swiglu": _swiglu,
+    "cross_entropy": _cross_entropy,
+}
 
 
 def _normal(seed: int, size: tuple[int, ...], dtype: torch.dtype, device: Any) -> Tensor:
@@ -166,7 +181,8 @@ def _with_gradients(function: Callable[..., Any], inputs: Sequence[Tensor]) -> l
 
 def problems() -> list[Problem]:
     """Every entry that can be tuned, the most worthwhile first. Their bounds include those of the committed tables."""
-    found = [*_attention_problems(), *_layer_norm_problems(), *_swiglu_problems(), *_cross_entropy_problems()]
+    families = (_attention_problems, _decode_problems, _layer_norm_problems, _swiglu_problems, _cross_entropy_problems)
+    found = [problem for family in families for problem in family()]
     return sorted(found, key=lambda problem: problem.rank)
 
 
@@ -191,6 +207,19 @@ def _attention_problems() -> Iterator[Problem]:
                 f"attention_{op}", dtypes, width, length, checks, tuple((width, shape) for shape in timings),
                 candidates, 10 * rank,
             )  # fmt: skip
+
+
+def _decode_problems() -> Iterator[Problem]:
+    grid = _grid(BLOCK_N=(16, 32, 64, 128), PROGRAMS=(256, 512, 1024, 2048), num_warps=(2, 4, 8), num_stages=(2, 3))
+    for rank, (width, dtypes) in enumerate(product((64, 128, 256), (HALF, SINGLE, TF32))):
+        odd = {64: 40, 128: 96}.get(width, width)
+        checks, timings = ((width, (2, 4, 333)), (odd, (3, 2, 50))), ((1, 8, 4096), (8, 8, 1024), (64, 8, 256))
+        calls = tuple((width, shape) for shape in timings)
+        yield Problem("decode", dtypes, width, None, checks, calls, grid, 25 + 10 * rank)
+    grid = _grid(BLOCK_SPLITS=(4, 8, 16, 32), num_warps=(1, 2, 4), num_stages=[1])
+    for dtypes in (HALF, SINGLE):
+        checks, timings = ((64, (2, 4, 333)), (40, (1, 2, 900))), ((64, (1, 8, 16_384)), (128, (8, 8, 4096)))
+        yield Problem("decode_merge", dtypes, None, None, checks, timings, grid, 97)
 
 
 def _layer_norm_problems() -> Iterator[Problem]:

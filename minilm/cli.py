@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -28,7 +29,8 @@ def main() -> None:
         sys.exit(2)
     except (UserError, BackendUnavailable, click.ClickException) as error:
         text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        click.echo(f"minilm: {text}", err=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes on a machine one speaks for all
+            click.echo(f"minilm: {text}", err=True)
         sys.exit(2)
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
@@ -45,6 +47,7 @@ def cli() -> None:
     minilm train --data my.txt          ... or on your own text
     minilm generate --run runs/quick-001 --stream
     minilm report runs/quick-001        one page with curves, samples and settings
+    minilm check runs/quick-001         is everything on disk sound?
     minilm doctor                       what this machine has, and what would run on it
     minilm tune                         fit the Triton kernels to this GPU
     """
@@ -105,7 +108,17 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
 @click.option("--dtype", help="Of matrix products: auto, float32, bfloat16 or float16.")
 @click.option("--matmul-precision", help="Of float32 products: highest (default), high (TF32), or medium.")
 @click.option("--compile/--no-compile", "compiled", default=None, help="Use torch.compile.")
+@click.option(
+    "--exact-reduction/--no-exact-reduction", default=None, help="The same bits on 1, 2, 4 and 8 processes; slower."
+)
+@click.option("--shard/--no-shard", default=None, help="Cut a model that fits no GPU over the processes.")
 @click.option("--save-at", help='Steps whose weights are kept: "pythia", or a list such as 0,100,1000.')
+@click.option("--keep-last", type=int, help="Checkpoints to go on from that are kept (default 2).")
+@click.option(
+    "--on-spike",
+    type=click.Choice(["continue", "rewind"]),
+    help="A sudden loss: log it (default), or go back to the last checkpoint and on past those batches.",
+)
 @click.option("--eval-tokens", type=int, help="Validate on about so many tokens instead of the whole split.")
 @click.option("--baselines/--no-baselines", default=True, help="Afterwards fit n-gram models on the same text.")
 @click.option("--report/--no-report", default=True, help="Afterwards write RUN/report.html.")
@@ -156,7 +169,7 @@ def train(
 
     console = Console()
     result = run_training(config, out, resume, console, shlex.join(["minilm", *sys.argv[1:]]))
-    if result.signal is None:
+    if result.signal is None and result.first:
         _say_what_was_reached(result.path, console, baselines, report)
     elif result.signal == 2:  # as a shell reports Ctrl-C; a scheduler's SIGTERM, obeyed, is a success
         sys.exit(130)
@@ -269,6 +282,62 @@ def baselines(run: Path) -> None:
 
 
 @cli.command()
+@click.argument("path", type=FOLDER, metavar="RUN|DATA|CHECKPOINT")
+def check(path: Path) -> None:
+    """Verify a run folder, prepared data or a checkpoint: checksums, shapes, the journal, and say what can be done.
+
+    Exit code 0: all is sound. 1: something is wrong, and a line says what. 2: the path is nothing that minilm wrote.
+
+    \b
+    minilm check runs/quick-001
+    minilm check runs/quick-001/checkpoints/best.pt
+    """
+    from minilm.check import main as run_check
+
+    sys.exit(run_check(path))
+
+
+@cli.command()
+@click.option("--only", metavar="N,N", help="Of the eight questions only these, such as 3,5.")
+@click.option("--seed", type=click.IntRange(0), help="Draws the numbers (default: others each time).")
+@click.option("--text", help="Your own text for question 6.")
+@click.option("--template", type=FOLDER, metavar="FILE", help="Write a file to begin question 8 in.")
+@click.option(
+    "--code", type=FOLDER, metavar="FILE", help="RUN your file for question 8, in a process of its own, and test it."
+)
+@click.option("--progress", is_flag=True, help="Print what was answered, and what was weak.")
+@click.option("--write-answers", type=FOLDER, metavar="FILE", help="Write an empty form (JSON) of drawn questions.")
+@click.option("--non-interactive", is_flag=True, help="Grade the form in --answers; asks nothing, keeps nothing.")
+@click.option("--answers", type=FOLDER, metavar="FILE", help="A filled form.")
+@click.option("--json", "as_json", is_flag=True, help="With --non-interactive: marks as JSON.")
+@click.option(
+    "--export",
+    type=(click.Choice(["anki"]), FOLDER),
+    metavar="anki FILE",
+    help="Write the questions as flash cards, a text file that Anki imports.",
+)
+def quiz(**options: Any) -> None:
+    """Eight questions on transformers: answer from memory, then this very code shows who is right.
+
+    Attention, its scale, its mask, the KV cache, Chinchilla, byte pairs, GPT/BERT/T5, and multi-head attention, which
+    you write in a file of your own. That file is run as a program, with your rights, in a process of its own that is
+    stopped if it hangs; no other file is run. What was weak is kept on this machine and comes first next time.
+
+    \b
+    minilm quiz
+    minilm quiz --only 3,5 --seed 7
+    minilm quiz --template mine.py
+    minilm quiz --code mine.py
+    minilm quiz --write-answers form.json --seed 1
+    minilm quiz --non-interactive --answers form.json --code mine.py
+    minilm quiz --export anki cards.txt
+    """
+    from minilm.quiz.command import run_quiz
+
+    sys.exit(run_quiz(**options))
+
+
+@cli.command()
 def doctor() -> None:
     """Say what this machine has, which kernels would run on it and why."""
     from minilm.doctor import diagnose
@@ -348,7 +417,7 @@ def ablate(
 
 @cli.command()
 @click.argument("sources", nargs=-1, type=FOLDER)
-@click.option("--sizes", help="Of the ladder, each LAYERSxWIDTH: 1x32,2x32,2x48,2x64,3x80,4x96 by default.")
+@click.option("--sizes", help="Of the ladder, each LAYERSxWIDTH: 2x32,3x48,3x64,4x80,4x112,5x128 by default.")
 @click.option("--steps", help="Optimizer updates; several, such as 100,200,400, fit loss against size and data.")
 @click.option("--flops", help="Compute budgets instead of steps, such as 1e11,3e11,1e12: an IsoFLOP fit.")
 @click.option(

@@ -28,13 +28,13 @@ class ModelConfig:
     """The architecture of a GPT. n_kv_heads and d_ff left at None are derived: n_heads, and 4·d_model (for SwiGLU
     two thirds of that, up to a multiple of 8, which keeps the parameters of the plain MLP: Shazeer 2020)."""
 
-    n_layers: int = _number(4, 1)
-    n_heads: int = _number(4, 1)
+    n_layers: int = _number(4, 1, 10_000)
+    n_heads: int = _number(4, 1, 2**16)
     n_kv_heads: int | None = _number(None, 1)
-    d_model: int = _number(128, 1)
-    d_ff: int | None = _number(None, 1)
-    vocab_size: int | None = _number(None, 1)  # None: what the data has
-    context_length: int = _number(128, 1)
+    d_model: int = _number(128, 1, 2**20)
+    d_ff: int | None = _number(None, 1, 2**24)
+    vocab_size: int | None = _number(None, 1, 2**31)  # None: what the data has
+    context_length: int = _number(128, 1, 2**24)
     activation: str = _choice("gelu", "gelu", "gelu_tanh", "relu", "swiglu")
     norm: str = _choice("pre", "pre", "post")
     norm_type: str = _choice("layernorm", "layernorm", "rmsnorm")
@@ -66,8 +66,8 @@ class ModelConfig:
 class TrainConfig:
     """How a model is trained. Steps count optimizer updates; intervals are in steps, 0 meaning never."""
 
-    steps: int = _number(1000, 1)
-    batch_size: int = _number(32, 1)  # sequences an update, over all micro-batches
+    steps: int = _number(1000, 1, 10**9)
+    batch_size: int = _number(32, 1, 2**24)  # sequences an update, over all micro-batches
     grad_accumulation: int = _number(1, 1)  # micro-batches an update; must divide batch_size
     lr: float = _number(1e-3, 0, open_low=True)
     min_lr: float = _number(1e-4, 0)
@@ -81,6 +81,7 @@ class TrainConfig:
     eval_interval: int = _number(250, 0)
     eval_tokens: int = _number(0, 0)  # 0: the whole validation split; else evenly spaced windows of about so many
     checkpoint_interval: int = _number(500, 0)
+    keep_last: int = _number(2, 1)  # checkpoints to go on from: the newest, and before it those of the interval
     save_at: str = ""  # "pythia", or steps separated by commas, at which the weights are kept
     sample_interval: int = _number(0, 0)
     log_interval: int = _number(10, 1)  # steps between writes of the journal and readings of the loss
@@ -92,6 +93,9 @@ class TrainConfig:
     kernels: str = _choice("auto", "auto", "reference", "torch", "triton")
     compile: bool = False
     deterministic: bool = False
+    exact_reduction: bool = False  # the same bits on 1, 2, 4 and 8 processes
+    shard: bool = False  # cut weights, gradients and moments over the processes
+    on_spike: str = _choice("continue", "continue", "rewind")  # rewind: to the last checkpoint, past the batches since
     max_bad_steps: int = _number(20, 1)  # non-finite steps in a row that end the run, as seen when losses are read
 
     def __post_init__(self) -> None:
@@ -100,6 +104,16 @@ class TrainConfig:
             _fail("train.grad_accumulation", self.grad_accumulation, f"a divisor of batch_size ({self.batch_size})")
         if self.min_lr > self.lr:
             _fail("train.min_lr", self.min_lr, f"at most train.lr ({self.lr})")
+        if (
+            self.shard and self.optimizer == "muon"
+        ):  # it orthogonalises whole matrices, of which each process has a part
+            _fail("train.optimizer", self.optimizer, "adamw where train.shard is set")
+        if self.shard and self.exact_reduction:
+            _fail("train.exact_reduction", True, "false where train.shard is set, which adds in an order of its own")
+        if self.shard and self.dtype == "float16":
+            _fail("train.dtype", self.dtype, "bfloat16 or float32 where train.shard is set")
+        if self.on_spike == "rewind" and self.keep_last < 2:
+            _fail("train.keep_last", self.keep_last, "at least 2 where train.on_spike is rewind")
         self.kept_steps()
 
     def kept_steps(self) -> set[int]:
@@ -230,7 +244,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"source": "python", "tokenizer": "bpe", "vocab_size": 16_384, "val_fraction": 0.05},
     },
 }
-ON_RESUME = {"train": {"steps", "kernels", "device", "log_interval", "sample_interval", "checkpoint_interval"}}
+ON_RESUME = {
+    "train": {"steps", "kernels", "device", "log_interval", "sample_interval", "checkpoint_interval", "shard"}
+    | {"grad_accumulation", "keep_last", "on_spike"}
+}
 
 
 def build(preset: str, overrides: dict[str, dict[str, Any]] | None = None) -> RunConfig:
@@ -291,7 +308,8 @@ def _known_key(section: str, key: str) -> str:
         return key
     elsewhere = [f"{s}.{key}" for s, kind in SECTIONS.items() if key in {f.name for f in dataclasses.fields(kind)}]
     hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else _did_you_mean(key, keys, f"{section}.")
-    raise UserError(f"There is no key {section}.{key}{hint}; {section} has {_words(keys)}.")
+    shown = key if key.isprintable() else repr(key)
+    raise UserError(f"There is no key {section}.{shown}{hint}; {section} has {_words(keys)}.")
 
 
 def _did_you_mean(word: str, known: typing.Iterable[str], prefix: str = "") -> str:
@@ -357,6 +375,8 @@ def _check(config: Any, section: str) -> None:
                 low_words = f"{'above' if open_low else 'at least'} {low}" if low > -math.inf else ""
                 high_words = f"{'below' if open_high else 'at most'} {high}" if high < math.inf else ""
                 _fail(name, value, " and ".join(filter(None, (low_words, high_words))))
+            if value == math.inf:
+                _fail(name, value, "a finite number")
 
 
 def _fail(name: str, value: Any, allowed: str, hint: str = "") -> typing.NoReturn:

@@ -26,8 +26,12 @@ def text_file(tmp_path_factory):
     return path
 
 
+RUN_WHEN_ASKED_FOR = {"slow": "takes minutes; run with -m slow", "faults": "takes minutes; run with -m faults"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes; run with -m slow"))
+    for marker, reason in RUN_WHEN_ASKED_FOR.items():
+        if marker not in config.option.markexpr:
+            for item in items:
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))

@@ -172,6 +172,16 @@ class TestGenerate:
         )
 
 
+class TestCheck:
+    def test_exit_codes_and_sentences(self, trained, tmp_path):
+        done = run("check", "run", cwd=trained[0])
+        assert done.returncode == 0 and done.stdout.endswith("Everything is sound.\n"), done.stdout + done.stderr
+        (tmp_path / "torn.pt").write_bytes((trained[0] / "run/checkpoints/best.pt").read_bytes()[:-9])
+        done = run("check", tmp_path / "torn.pt")
+        assert done.returncode == 1 and "What can be done: " in done.stdout and not done.stderr
+        refused(run_here("check", tmp_path), "is no run folder, no prepared data and no checkpoint")
+
+
 class TestPrepare:
     def test_it_writes_what_it_says(self, text_file, tmp_path):
         done = run("prepare", text_file, "--out", "data", "--val-fraction", 0.25, cwd=tmp_path)

@@ -34,6 +34,7 @@ from minilm.corpus.tokenizer import (
     load_tokenizer,
 )
 from minilm.errors import UserError
+from minilm.files import check_plain
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -300,12 +301,19 @@ def _tokenize(
 
 def open_dataset(folder: Path) -> Dataset:
     """A prepared folder, checked: sizes as meta.json says and every id within the vocabulary. Raises UserError."""
+    check_plain(folder, folder=True)
+    for name in FILES:
+        check_plain(folder / name)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta["format"] != FORMAT:
             raise UserError(
                 f"{folder} was prepared in format {meta['format']}; this version reads {FORMAT}: prepare it again."
             )
+        kinds = {"vocab_size": int, "bytes_per_token": int | float, "sha256": str, "floor": dict | None}
+        wrong = [key for key, kind in kinds.items() if not isinstance(meta[key], kind)]
+        if wrong:
+            raise TypeError(wrong[0])
         arrays = {}
         for split in SPLITS:
             path = folder / f"{split}.bin"
@@ -320,7 +328,7 @@ def open_dataset(folder: Path) -> Dataset:
         raise UserError(
             f"{error.filename} is missing: {folder} is no prepared data (minilm prepare makes it)."
         ) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{folder / 'meta.json'} cannot be read ({error!r}): prepare the data again.") from None
     for split, tokens in arrays.items():
         if (at := _first_from(folder / f"{split}.bin", tokens.dtype, meta["vocab_size"])) is not None:

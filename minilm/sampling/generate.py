@@ -14,6 +14,7 @@ from minilm.corpus.tokenizer import Tokenizer, load_tokenizer
 from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training import checkpoint
+from minilm.training.journal import check_folder
 
 
 def load_run(
@@ -25,13 +26,14 @@ def load_run(
     """
     device = hardware.resolve_device(device_name)
     ops = kernels.select(kernels_name, device)
+    check_folder(run)
     if not run.is_dir():
         raise UserError(f"There is no run folder {run}; name one that minilm train wrote.")
     if not (run / "config.json").exists():
         raise UserError(f"{run} is not a run folder, for it has no config.json; name one that minilm train wrote.")
     path = checkpoint.find(run, which)
     state = checkpoint.load(path, device)
-    config = checkpoint.config_of(state).model
+    config = checkpoint.config_of(state, path).model
     tokenizer = load_tokenizer(run / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(f"{run}/tokenizer.json has {tokenizer.vocab_size} tokens and the model {config.vocab_size}.")

@@ -8,19 +8,27 @@ import numpy as np
 import torch
 
 from minilm.model import GPT
+from minilm.training.distributed import Team
 
 BATCH_TOKENS = 16_384  # scored at a time
 
 
 @torch.no_grad()
 def evaluate(
-    model: GPT, tokens: np.ndarray, max_tokens: int = 0, forward: Callable[..., torch.Tensor] | None = None
+    model: GPT,
+    tokens: np.ndarray,
+    max_tokens: int = 0,
+    forward: Callable[..., torch.Tensor] | None = None,
+    team: Team | None = None,
 ) -> float:
     """Mean nats a token over `tokens` cut into windows of the model's context that do not overlap.
 
     Every token but the first is predicted exactly once, the shorter last window's too. With max_tokens, about so many
-    are scored, in windows spaced evenly. forward: a compiled form of the model, for the windows of full length.
+    are scored, in windows spaced evenly. forward: a compiled form of the model, for the windows of full length. team:
+    processes that take turns with the batches; what each adds up to and in which order they are summed stays the same,
+    so the number does too, to its last bit.
     """
+    team = team or Team()
     T, device = model.config.context_length, model.head.weight.device
     training = model.training
     model.eval()
@@ -30,15 +38,21 @@ def evaluate(
     full = starts[starts + T < len(tokens)]
     rows = min(max(1, BATCH_TOKENS // T), max(1, len(full)))
     batches = [full[i : i + rows] for i in range(0, len(full), rows)]
-    total = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
+    batches += [[s] for s in starts[len(full) :]]
+    sums = torch.zeros(len(batches), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     scored = 0
-    for batch in [*batches, *([s] for s in starts[len(full) :])]:
+    for number, batch in enumerate(batches):
         window = min(T, len(tokens) - 1 - int(batch[-1]))
+        scored += len(batch) * window
+        whose = number % team.size
+        # a sharded model computes only where all of its processes do: those left over in the last round help
+        if whose != team.rank and not (number == len(batches) - 1 and team.rank > whose):
+            continue
         ids = tokens[np.asarray(batch)[:, None] + np.arange(window + 1)].astype(np.int64)
         ids = torch.from_numpy(ids).to(device)
         call = forward if forward is not None and ids.shape == (rows, T + 1) else model
         loss = call(ids[:, :-1], ids[:, 1:])
-        total += loss.to(total.device).double() * ids[:, 1:].numel()
-        scored += ids[:, 1:].numel()
+        if whose == team.rank:
+            sums[number] = loss.to(sums.device).double() * ids[:, 1:].numel()
     model.train(training)
-    return total.item() / scored
+    return team.add(sums).cpu().cumsum(0)[-1].item() / scored  # one after another

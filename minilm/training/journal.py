@@ -4,7 +4,8 @@ config.json    the resolved configuration and the facts of the machine
 data.json      meta.json of the data; tokenizer.json beside it
 metrics.jsonl  a row a step: step, tokens, loss, lr, grad_norm, tokens_per_s, wall; and evaluation rows:
                step, tokens, val_loss, val_bpb, wall
-events.jsonl   what happened: started, resume, config_change, best, spike, non_finite, saved, stopped, finished
+events.jsonl   what happened: started, resume, config_change, warning, best, spike, rewind, non_finite, saved, stopped,
+               finished
 checkpoints/ samples/
 """
 
@@ -21,9 +22,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from minilm.errors import UserError
-from minilm.training.checkpoint import write_atomically
+from minilm.files import check_plain, make_folder, remove_parts, sync_file, write_atomically
 
 CONFIG, DATA, METRICS, EVENTS, SAMPLES = "config.json", "data.json", "metrics.jsonl", "events.jsonl", "samples"
+FILES, FOLDERS = (CONFIG, DATA, METRICS, EVENTS, "tokenizer.json"), ("", SAMPLES, "checkpoints")
+SAID_AGAIN = {"best", "spike", "non_finite", "finished"}  # by the steps that a resumed run repeats
 
 
 def next_run_folder(preset: str, root: Path = Path("runs")) -> Path:
@@ -47,12 +50,21 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """A JSON file of a run; raises UserError where it is missing or is not JSON."""
+    check_plain(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path.parent} is no run folder: it has no {path.name}.") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({str(error)[:100]}).") from None
+
+
+def check_folder(path: Path) -> None:
+    """Raises UserError where a run folder, or one of what it holds, is a link, a pipe or of another kind."""
+    for name in FOLDERS:
+        check_plain(path / name, folder=True)
+    for name in FILES:
+        check_plain(path / name)
 
 
 class RunFolder:
@@ -62,6 +74,7 @@ class RunFolder:
         """Raises UserError for a folder that is a run already (without resume), is not one (with it), is held by
         another process or cannot be written."""
         self.path = path
+        check_folder(path)
         exists = (path / CONFIG).exists()
         if exists and not resume:
             raise UserError(f"{path} holds a run already; continue it with --resume or name another folder by --out.")
@@ -72,7 +85,7 @@ class RunFolder:
         holder = path / ".holder"
         self._made = [p for p in (path, *path.parents) if not p.exists()]
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             self._lock = FileLock(path / ".lock")
             self._lock.acquire(blocking=False)
             holder.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
@@ -82,14 +95,18 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}); name another folder by --out.") from None
         self._rows: list[dict[str, Any]] = []
+        for name in FOLDERS:
+            remove_parts(path / name)
 
     def __enter__(self) -> RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flush()
-        (self.path / ".holder").unlink(missing_ok=True)
-        self._lock.release()
+        try:
+            self.flush()
+        finally:
+            (self.path / ".holder").unlink(missing_ok=True)
+            self._lock.release()
         if not (self.path / CONFIG).exists():  # it failed before it began: leave nothing behind
             with contextlib.suppress(OSError):
                 (self.path / ".lock").unlink(missing_ok=True)
@@ -100,9 +117,27 @@ class RunFolder:
         """A row of metrics.jsonl, written at the next flush()."""
         self._rows.append(row)
 
-    def flush(self) -> None:
-        _append(self.path / METRICS, self._rows)
-        self._rows.clear()
+    def flush(self, durable: bool = False) -> None:
+        """Write the rows that wait; durable: and have them, and the events, survive a power cut."""
+        rows, self._rows = self._rows, []
+        _append(self.path / METRICS, rows)
+        if durable:
+            sync_file(self.path / METRICS)
+            sync_file(self.path / EVENTS)
+
+    def has_rows(self) -> bool:
+        return (self.path / METRICS).exists() and bool(read_rows(self.path / METRICS))
+
+    def gap(self, step: int) -> str | None:
+        """A sentence about steps up to `step` that the journal lacks, as a damaged disk may leave it."""
+        missing = missing_steps(read_rows(self.path / METRICS), step) if (self.path / METRICS).exists() else []
+        return f"{METRICS} lacks {len(missing)} steps up to {step}, the first of them {missing[0]}" if missing else None
+
+    def finish(self, step: int, message: str, **more: Any) -> None:
+        """The event of the end, unless it is there already."""
+        rows = read_rows(self.path / EVENTS) if (self.path / EVENTS).exists() else []
+        if not any(row.get("event") == "finished" and row["step"] == step for row in rows):
+            self.event(step, "finished", message, **more)
 
     def event(self, step: int, event: str, message: str, **more: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -111,13 +146,28 @@ class RunFolder:
     def sample(self, step: int, samples: list[dict[str, Any]]) -> None:
         write_json(self.path / SAMPLES / f"step_{step:06d}.json", {"step": step, "samples": samples})
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics past `step` and a last line that was cut, so that a resumed run leaves no gap, no duplicate."""
+    def rewind(self, step: int, rewinds: int = 0) -> None:
+        """Drop what the steps after `step` said and a last line that was cut, so that a resumed run leaves no gap and
+        no duplicate. rewinds: how many of the events of that name are of the history that goes on."""
+        self.flush()
         for name in (METRICS, EVENTS):
-            path = self.path / name
-            if path.exists():
-                kept = [json.dumps(row) + "\n" for row in read_rows(path) if name == EVENTS or row["step"] <= step]
-                write_atomically(path, lambda part, kept=kept: part.write_text("".join(kept), encoding="utf-8"))
+            path, kept, gone_back = self.path / name, [], 0
+            if not path.exists():
+                continue
+            for row in read_rows(path):
+                gone_back += row.get("event") == "rewind"
+                if row.get("event") == "rewind":
+                    keep = gone_back <= rewinds
+                else:
+                    keep = row["step"] <= step or (name == EVENTS and row.get("event") not in SAID_AGAIN)
+                kept += [json.dumps(row) + "\n"] if keep else []
+            text = "".join(kept)
+            write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+
+
+def missing_steps(rows: list[dict[str, Any]], step: int) -> list[int]:
+    """The steps from 1 to `step` that have no row of their own."""
+    return sorted(set(range(1, step + 1)) - {row["step"] for row in rows if "loss" in row})
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

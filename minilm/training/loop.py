@@ -8,11 +8,9 @@ import math
 import os
 import shutil
 import signal
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +23,17 @@ from minilm.config import RunConfig, check_resume
 from minilm.corpus.dataset import BatchSampler, Dataset, prepared
 from minilm.errors import UserError
 from minilm.model import GPT
-from minilm.training import checkpoint, journal
+from minilm.training import checkpoint, distributed, guards, journal
 from minilm.training.evaluate import evaluate
+from minilm.training.guards import NonFiniteError, Spike, State
 from minilm.training.journal import RunFolder
 from minilm.training.optimizer import build_optimizers, learning_rate, step_unless
-from minilm.training.progress import ProgressLine, duration, facts_table, size
+from minilm.training.progress import ProgressLine, duration, facts_table, introduction
+from minilm.training.reduction import reduction_for, shard
+from minilm.training.signals import caught_signals, ending, take_save
 
 SAMPLE_TOKENS = 400
 SAMPLE_TEMPERATURES = (0.8, 0.5, 1.0)  # the first at every sampling, all at the last
-SPIKE_SIGMAS, SPIKE_AFTER = 6.0, 100  # a loss so far above its moving average, after so many steps, is an event
-
-
-class NonFiniteError(UserError):
-    """Too many steps in a row had a non-finite loss or gradient: the training has diverged."""
-
-
-@dataclass
-class State:
-    """What a checkpoint keeps beside weights, optimizer and generators."""
-
-    step: int = 0  # updates done
-    tokens: int = 0
-    wall: float = 0.0  # seconds of training, over all resumes
-    best: dict[str, Any] = field(default_factory=dict)  # step, val_loss, val_bpb
-    final: dict[str, Any] = field(default_factory=dict)
-    bad_steps: int = 0  # non-finite, in a row
-    loss_mean: float = 0.0  # moving, of the training loss, and its variance: what a spike is judged by
-    loss_var: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +41,7 @@ class Result:
     path: Path
     state: State
     signal: int | None  # that ended the run early
+    first: bool = True  # among several processes: the one that writes and speaks
 
 
 def train(
@@ -67,26 +50,33 @@ def train(
     """Train a GPT as `config` says, in the run folder `out`; with resume, go on from its last checkpoint.
 
     Returns when all steps are done, or after SIGINT or SIGTERM once the step at hand is finished and saved.
-    Raises UserError for whatever a person can mend; nothing of an earlier run is lost by that.
+    Raises UserError for whatever a person can mend; nothing of an earlier run is lost by that. Where torchrun started
+    several processes, all of them call this and the first one's arguments count.
     """
-    console = console or Console()
-    with RunFolder(out, resume) as run, caught_signals() as caught:
+    with (
+        caught_signals() as caught,  # first: torchrun's SIGTERM must not silence what a team has to say at its end
+        distributed.join(config.train) as team,
+        team.folder(lambda path: RunFolder(path, resume), out) as run,
+    ):
+        console, config = team.console(console), RunConfig.from_dict(team.tell(config.to_dict))
         changes = []
         if resume:
-            saved = read_config(out)
+            saved = RunConfig.from_dict(team.tell(lambda: read_config(run.path).to_dict()))
             if config.model.vocab_size is None:  # what the data has, as when the run was started
                 model = dataclasses.replace(config.model, vocab_size=saved.model.vocab_size)
                 config = dataclasses.replace(config, model=model)
             changes = check_resume(saved, config)
-        loop = prepare_loop(config, run, console, caught, command)
-        if resume:
-            loop.resume(changes)
-        else:
+        loop = prepare_loop(config, run, console, caught, command, team)
+        if not (resume and loop.resume(changes)):
             loop.start()
+        team.sync()
+        caught.deferring = True
         return loop.run_to_end()
 
 
-def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: list[int], command: str) -> Loop:
+def prepare_loop(
+    config: RunConfig, run: RunFolder, console: Console, caught: list[int], command: str, team: distributed.Team
+) -> Loop:
     """Everything that can fail before the first step: device, kernels, compiler, data, model."""
     device = hardware.resolve_device(config.train.device)
     dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
@@ -101,22 +91,27 @@ def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: li
     torch.set_float32_matmul_precision(config.train.matmul_precision)  # the Triton kernels go by it too
 
     with console.status(f"Reading {config.data.source} ..."):
-        data = prepared(config.data)
+        data = team.first_then_all(lambda: prepared(config.data))
     sampler = BatchSampler(data.train, config.model.context_length, config.train.batch_size, config.train.seed)
     if len(data.val) < 2:
         raise UserError("The validation split has fewer than 2 tokens; give more text or another data.val_fraction.")
     config = with_vocabulary(config, data)
 
-    torch.manual_seed(config.train.seed)
+    checkpoint.seed_generators(config.train.seed)
     ops = kernels.select(config.train.kernels, device)
-    with torch.device(device):
+    with guards.memory_named(config), torch.device("cpu" if config.train.shard else device):
         model = GPT(config.model, ops, dtype, residual_dtype)
+    if config.train.shard:
+        shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
+    peak = hardware.peak_flops(device, dtype)
     facts = {
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
         "device": str(device),
         "device_name": hardware.device_name(device),
+        "world_size": team.size,
+        "backend": team.backend,
         "dtype": str(dtype).removeprefix("torch."),
         "residual_dtype": str(residual_dtype).removeprefix("torch."),
         "kernels": backend,
@@ -125,98 +120,147 @@ def prepare_loop(config: RunConfig, run: RunFolder, console: Console, caught: li
         "flops_per_token": model.flops_per_token(),
         "tokens_per_step": config.train.batch_size * config.model.context_length,
         "epochs": config.train.steps * config.train.batch_size * config.model.context_length / len(data.train),
-        "peak_flops": hardware.peak_flops(device, dtype),
+        "peak_flops": peak and peak * team.size,
         "memory_estimate_bytes": estimate_memory(config, ops, dtype, residual_dtype),
         "versions": hardware.versions(),
         "git_revision": hardware.git_revision(),
         "data_sha256": data.meta["sha256"],
     }
-    return Loop(config, data, sampler, model, optimizers, run, facts, console, caught)
+    return Loop(config, data, sampler, model, optimizers, run, facts, console, caught, team)
 
 
 class Loop:
     """One training in progress."""
 
-    def __init__(self, config, data, sampler, model, optimizers, run, facts, console, caught):
+    def __init__(self, config, data, sampler, model, optimizers, run, facts, console, caught, team):
         self.config, self.data, self.sampler = config, data, sampler
         self.model: GPT = model
         self.optimizers: list[torch.optim.Optimizer] = optimizers
         self.run: RunFolder = run
-        self.facts, self.console, self.caught = facts, console, caught
+        self.facts, self.console, self.caught, self.team = facts, console, caught, team
+        self.asked: list[int] = []  # the signals that all processes know of
         self.device = model.head.weight.device
-        self.forward = torch.compile(model) if config.train.compile else model
+        self.reduction = reduction_for(model, config.train, team)
         # float16 has too little range for gradients: they are scaled up, and the scale follows what overflows
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.dtype == torch.float16)
         self.state = State()
         self.kept = config.train.kept_steps()
+        self.saved: int | None = None  # the step of last.pt, where it is sound
+        self.best_on_disk = math.inf  # going back, or other kernels, must not replace better weights by worse
         self.unread: list[tuple[dict[str, Any], torch.Tensor]] = []  # rows whose loss and norm are still on the device
 
     def start(self) -> None:
+        if not self.team.first:
+            return
         saved = {**self.config.to_dict(), "format": 1, "name": self.run.path.name, "facts": self.facts}
         journal.write_json(self.run.path / journal.CONFIG, saved)
         journal.write_json(self.run.path / journal.DATA, self.data.meta)
         shutil.copyfile(self.data.folder / "tokenizer.json", self.run.path / "tokenizer.json")
         self.run.event(0, "started", self.facts["command"] or "started from Python")
 
-    def resume(self, changes: list[str]) -> None:
-        saved = journal.read_json(self.run.path / journal.CONFIG)
+    def resume(self, changes: list[str]) -> bool:
+        """Go on from the newest checkpoint that is sound; False where the run was killed before it wrote one."""
+        saved = self.team.tell(lambda: journal.read_json(self.run.path / journal.CONFIG))
         if saved["facts"]["data_sha256"] != self.facts["data_sha256"]:
             raise UserError(f"The text behind {self.config.data.source} has changed since {self.run.path} was started.")
-        path = checkpoint.find(self.run.path, "last")
-        state = checkpoint.load(path, self.device)
-        checkpoint.load_weights(self.model, state, path)
-        for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved_state)
-        if state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        checkpoint.restore_generators(state["generators"])
-        self.state = State(**state["state"])
+        path, damage = self.team.tell(lambda: checkpoint.newest(self.run.path))
+        if path is None:
+            if self.run.has_rows():
+                raise UserError(f"{self.run.path} has done steps and has no checkpoint to go on from; start a new run.")
+            return False
+        path = Path(path)
+        lost = self.restore(path)
+        if path.name == checkpoint.LAST:
+            self.saved = self.state.step
+        self.best_on_disk = self.team.tell(lambda: checkpoint.best_loss(self.run.path, self.config.preset))
         if self.config.train.steps < self.state.step:
             steps, done = self.config.train.steps, self.state.step
             raise UserError(f"train.steps is {steps} and {self.run.path} has done {done}; ask for more.")
-        self.run.rewind(self.state.step or -1)  # step 0 is evaluated again
+        self.run.rewind(self.state.step or -1, self.state.rewinds)  # step 0 is evaluated again
+        for warning in filter(None, [*damage, lost, self.run.gap(self.state.step)]):
+            self.run.event(self.state.step, "warning", warning)
+            self.console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
         self.run.event(self.state.step, "resume", f"resumed at step {self.state.step}")
         asked = {change.split()[0] for change in changes}
-        for fact in ("device", "dtype", "residual_dtype", "kernels"):  # what "auto" came to here and there
-            before, now = saved["facts"].get(fact), self.facts[fact]
+        for fact in ("device", "dtype", "residual_dtype", "kernels", "world_size"):  # what "auto" came to, and torchrun
+            before, now = saved["facts"].get(fact, self.facts[fact]), self.facts[fact]
             if before != now and f"train.{fact}" not in asked:
                 changes = [*changes, f"{fact} in use from {before} to {now}"]
         for change in changes:
             self.run.event(self.state.step, "config_change", change)
             self.console.print(f"Changed: {change}", highlight=False)
-        journal.write_json(
-            self.run.path / journal.CONFIG,
-            {**saved, **self.config.to_dict(), "facts": {**self.facts, "created": saved["facts"]["created"]}},
-        )
+        if self.team.first:
+            journal.write_json(
+                self.run.path / journal.CONFIG,
+                {**saved, **self.config.to_dict(), "facts": {**self.facts, "created": saved["facts"]["created"]}},
+            )
+        return True
+
+    def restore(self, path: Path) -> str | None:
+        """Put everything where a checkpoint has it; returns a sentence about what could not be. Raises UserError."""
+        device = self.device if self.team.size == 1 else "cpu"
+        state = self.team.share(lambda: checkpoint.load(path, device), self.reduction.keep)
+        checkpoint.load_weights(self.model, state, path)
+        try:
+            for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved_state)
+            if state["scaler"] and self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            lost = checkpoint.restore_generators(state["generators"])
+            there = State(**state["state"])
+            if there.step == 0:  # the first evaluation is still to come
+                there = State(skipped=there.skipped, rewinds=there.rewinds)
+            vars(self.state).update(vars(there))  # in place, for others hold on to it
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise UserError(f"{path} does not continue this run ({str(error)[:100]}).") from None
+        return lost
 
     def run_to_end(self) -> Result:
         c, state = self.config.train, self.state
         self.introduce()
         if state.step >= c.steps:
             self.console.print(f"All {c.steps} steps are done already; give more by --set train.steps=N.")
-            return Result(self.run.path, state, None)
+            self.run.finish(state.step, f"{state.step} steps in {duration(state.wall)}", wall=state.wall)
+            return Result(self.run.path, state, None, self.team.first)
         self.model.train()
-        with ThreadPoolExecutor(1) as ahead, ProgressLine(self.console, c.steps, state.step) as line:
+        memory = guards.memory_named(self.config, state)
+        with memory, ThreadPoolExecutor(1) as ahead, ProgressLine(self.console, c.steps, state.step) as line:
             upcoming = ahead.submit(self.fetch, state.step)
-            self.clock, self.window_start, self.window_step = time.perf_counter() - state.wall, state.wall, state.step
-            self.begun = (state.wall, state.step)
+            self.set_clock()
             if state.step == 0:
                 self.save_last()  # from here on there is something to resume
                 self.milestones(line)
-            while state.step < c.steps and not self.caught:
+            stopping = self.stopping()
+            while state.step < c.steps and not stopping:
                 batch = upcoming.result()
                 upcoming = ahead.submit(self.fetch, state.step + 1)
                 self.update(batch)
-                if state.step % c.log_interval == 0 or state.step == c.steps:
-                    self.read_losses(line)
-                self.milestones(line)
-            self.read_losses(line)
-            self.save_last()
+                stopping = self.stopping()
+                try:
+                    if state.step % c.log_interval == 0 or state.step == c.steps or stopping:
+                        self.read_losses(line)
+                    self.milestones(line)
+                except Spike as spike:
+                    self.go_back(spike, line)
+                    upcoming = ahead.submit(self.fetch, state.step)
+            if state.step != self.saved:
+                self.save_last()
         return self.conclude()
 
+    def set_clock(self) -> None:
+        """Time runs from where the state has it."""
+        wall, step = self.state.wall, self.state.step
+        self.clock, self.window_start, self.window_step = time.perf_counter() - wall, wall, step
+        self.begun = (wall, step)
+
+    def stopping(self) -> int | None:
+        """The signal that asks for the end, if any: all processes learn of it at the same step."""
+        self.asked = self.team.agree(self.caught)
+        return ending(self.asked)
+
     def fetch(self, step: int) -> torch.Tensor:
-        """The batch of a step, (batch_size, context_length + 1), on its way to the device."""
-        batch = torch.from_numpy(self.sampler.batch(step))
+        """This process's rows of the batch of a step, (rows, context_length + 1), on their way to the device."""
+        batch = torch.from_numpy(self.team.rows(self.sampler.batch(step + self.state.skipped)))
         return batch.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else batch
 
     def update(self, batch: torch.Tensor) -> None:
@@ -227,22 +271,18 @@ class Loop:
         rate = learning_rate(state.step, c)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
-        loss = torch.zeros((), device=self.device)
-        for part in batch.chunk(c.grad_accumulation):
-            part_loss = self.forward(part[:, :-1], part[:, 1:]) / c.grad_accumulation
-            self.scaler.scale(part_loss).backward()
-            loss += part_loss.detach()
+        loss = self.reduction.backward(batch, state.step, self.scaler)
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), c.grad_clip or math.inf)
+        norm = self.reduction.clip()
         bad = ~(norm.isfinite() & loss.isfinite())
         for optimizer in self.optimizers:  # not by scaler.step, which asks each optimizer about its own gradients only
             step_unless(bad, optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         state.step += 1
-        state.tokens += batch[:, 1:].numel()
+        state.tokens += self.facts["tokens_per_step"]
         state.wall = time.perf_counter() - self.clock
         row = {"step": state.step, "tokens": state.tokens, "lr": rate, "wall": state.wall}
         self.unread.append((row, torch.stack((loss, norm.to(loss.dtype)))))
@@ -274,27 +314,47 @@ class Loop:
         if state.bad_steps >= c.max_bad_steps:
             raise NonFiniteError(
                 f"{state.bad_steps} steps in a row had a non-finite loss or gradient, up to step {state.step}, and "
-                "were skipped; start anew with a lower train.lr or with train.dtype=float32."
+                f"were skipped; start anew with a lower train.lr or with train.dtype=float32. The last good checkpoint "
+                f"is {self.run.path / checkpoint.FOLDER / checkpoint.LAST}, of step {self.saved}."
             )
 
     def judge(self, step: int, loss: float, norm: float, line: ProgressLine) -> None:
         """Events for what should not happen: non-finite numbers, sudden losses."""
-        state = self.state
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            state.bad_steps += 1
-            message = f"loss {loss}, gradient norm {norm}: the step was skipped"
-            self.run.event(step, "non_finite", message)
-            line.say(f"step {step}: {message}")
+        found = guards.judge(self.state, step, loss, norm)
+        if found is None:
             return
-        state.bad_steps = 0
-        deviation = loss - state.loss_mean
-        if step > SPIKE_AFTER and deviation > SPIKE_SIGMAS * math.sqrt(state.loss_var):
-            message = f"loss {loss:.4f} against a moving average of {state.loss_mean:.4f}"
-            self.run.event(step, "spike", message)
-            line.say(f"step {step}: {message}")
-        weight = max(0.02, 1 / step)  # a plain mean at first
-        state.loss_mean += weight * deviation
-        state.loss_var = (1 - weight) * (state.loss_var + weight * deviation**2)
+        event, message = found
+        self.run.event(step, event, message)
+        line.say(f"step {step}: {message}")
+        if event == "spike" and self.config.train.on_spike == "rewind" and self.state.rewinds < guards.MAX_REWINDS:
+            raise Spike(step, message)
+
+    def go_back(self, spike: Spike, line: ProgressLine) -> None:
+        """To the last checkpoint of the regular interval, and from there on past the batches that led to the spike."""
+        state, rewinds = self.state, self.state.rewinds
+        path = Path(self.team.tell(self.regular_checkpoint))
+        self.unread.clear()
+        self.restore(path)
+        passed = spike.step - state.step
+        state.skipped += passed
+        state.rewinds = rewinds + 1
+        message = f"{spike.message} at step {spike.step}: back to step {state.step}, past {passed} batches"
+        self.run.event(state.step, "rewind", message)
+        line.say(message)
+        self.save_last()  # before its rows go: a kill in between ends in the same place
+        self.run.rewind(state.step or -1, state.rewinds)
+        self.set_clock()
+        if state.step == 0:
+            self.milestones(line)
+
+    def regular_checkpoint(self) -> Path:
+        paths = checkpoint.to_go_on_from(self.run.path)
+        return next((p for p in paths if self.is_regular(checkpoint.verify(p)["step"])), paths[0])
+
+    def is_regular(self, step: int) -> bool:
+        """Whether a checkpoint of this step is one of the interval, rather than asked for by a signal."""
+        interval = self.config.train.checkpoint_interval
+        return step % interval == 0 if interval else step == 0
 
     def milestones(self, line: ProgressLine) -> None:
         """What happens at some steps only: evaluation, samples, checkpoints. Its time is not training time."""
@@ -313,11 +373,17 @@ class Loop:
         if c.checkpoint_interval and step and step % c.checkpoint_interval == 0 and not last:
             self.read_losses(line)
             self.save_last()
+        if take_save(self.asked):
+            self.read_losses(line)
+            self.save_last()
+            self.run.event(step, "saved", f"saved at step {step}, as asked for by SIGUSR1")
+            line.say(f"step {step}: saved, as asked for by SIGUSR1")
         self.clock += time.perf_counter() - paused
 
     def evaluate(self, line: ProgressLine) -> None:
         state = self.state
-        loss = evaluate(self.model, self.data.val, self.config.train.eval_tokens, self.forward)
+        eval_tokens, forward = self.config.train.eval_tokens, self.reduction.forward
+        loss = evaluate(self.model, self.data.val, eval_tokens, forward, self.team)
         bpb = self.data.bits_per_byte(loss)
         row = {"step": state.step, "tokens": state.tokens, "val_loss": loss, "val_bpb": bpb, "wall": state.wall}
         self.run.metric(row)
@@ -326,7 +392,9 @@ class Loop:
         line.say(f"step {state.step}: validation loss {loss:.4f} nats/token, {bpb:.4f} bits/byte")
         if math.isfinite(loss) and loss < state.best.get("val_loss", math.inf):
             state.best = dict(state.final)
-            self.save(checkpoint.best_name(self.config.preset), self.weights())
+            if loss <= self.best_on_disk:
+                self.best_on_disk = loss
+                self.save(checkpoint.best_name(self.config.preset), {**self.weights(), "val_loss": loss})
             self.run.event(state.step, "best", f"validation loss {loss:.4f}", val_loss=loss, val_bpb=bpb)
 
     def sample(self) -> None:
@@ -338,7 +406,10 @@ class Loop:
             SAMPLE_TEMPERATURES if self.state.step == self.config.train.steps else SAMPLE_TEMPERATURES[:1]
         ):
             generator = torch.Generator(self.device).manual_seed(seed)
-            out = self.model.generate(context, SAMPLE_TOKENS, temperature, generator=generator)
+            with self.reduction.sampling() as takes_part:
+                if not takes_part:
+                    return
+                out = self.model.generate(context, SAMPLE_TOKENS, temperature, generator=generator)
             known = [i for i in out[0, len(start) :].tolist() if i < self.data.vocab_size]  # not of a padded vocabulary
             text = self.data.tokenizer.decode(known)
             how = {"prompt": "", "temperature": temperature, "top_k": None, "top_p": None, "seed": seed}
@@ -346,58 +417,43 @@ class Loop:
         self.run.sample(self.state.step, samples)
 
     def weights(self) -> dict[str, Any]:
-        return {"model": self.model.state_dict(), "config": self.config.to_dict(), "step": self.state.step}
+        return {"model": self.reduction.weights(), "config": self.config.to_dict(), "step": self.state.step}
 
     def save_last(self) -> None:
         everything = {
             **self.weights(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [self.reduction.whole(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "generators": checkpoint.generator_states(),
             "state": dataclasses.asdict(self.state),
         }
-        self.save(checkpoint.LAST, everything)
+        self.run.flush(durable=True)  # no row before a checkpoint may be lost where the checkpoint is not
+        step, saved = self.state.step, self.saved
+        earlier = saved if saved is not None and saved != step and self.is_regular(saved) else None
+        if self.team.first:
+            checkpoint.save_last(self.run.path / checkpoint.FOLDER, everything, self.config.train.keep_last, earlier)
+        self.saved = step
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        checkpoint.save(self.run.path / checkpoint.FOLDER / name, state)
+        if self.team.first:
+            checkpoint.save(self.run.path / checkpoint.FOLDER / name, state)
 
     def introduce(self) -> None:
         """Everything a person may want to know before the first step."""
-        f, c = self.facts, self.config
-        counts = f["parameters"]
-        floor = self.data.floor
         self.console.print(
-            facts_table(
-                {
-                    "run": self.run.path,
-                    "device": f"{f['device']} ({f['device_name']})",
-                    "precision": f"{f['dtype']}, residual stream {f['residual_dtype']}, weights float32",
-                    "kernels": f"{f['kernels']} ({f['kernels_reason']})",
-                    "model": f"{c.model.n_layers} layers, {c.model.n_heads} heads, d_model {c.model.d_model}, d_ff "
-                    f"{c.model.d_ff}, context {c.model.context_length}",
-                    "parameters": f"{counts['total']:,} in all; {counts['non_embedding']:,} without embeddings; "
-                    f"{counts['matrices_and_head']:,} in matrices and head; {counts['embedding']:,} in embeddings",
-                    "data": f"{c.data.source}: {len(self.data.train):,} tokens to train on, {len(self.data.val):,} "
-                    f"held out, vocabulary {self.data.vocab_size} ({c.data.tokenizer})"
-                    + (f", floor {floor:.4f} nats/token" if floor else ""),
-                    "steps": f"{c.train.steps:,} of {f['tokens_per_step']:,} tokens: {f['epochs']:.2f} epochs",
-                    "cost": f"{f['flops_per_token'] / 1e6:,.1f} MFLOP a token, about "
-                    f"{size(f['memory_estimate_bytes'])} of memory",
-                }
-            ),
-            highlight=False,
+            facts_table(introduction(self.run.path, self.config, self.facts, self.data)), highlight=False
         )
 
     def conclude(self) -> Result:
-        state, caught = self.state, self.caught[0] if self.caught else None
+        state, caught = self.state, ending(self.asked)
         if caught:
             name = signal.Signals(caught).name
             self.run.event(state.step, "stopped", f"stopped by {name} and saved")
             self.console.print(f"Stopped by {name} after step {state.step}, and saved. To go on:", highlight=False)
             self.console.print(f"  minilm train --out {self.run.path} --resume", highlight=False)
         else:
-            self.run.event(state.step, "finished", f"{state.step} steps in {duration(state.wall)}", wall=state.wall)
-        return Result(self.run.path, state, caught)
+            self.run.finish(state.step, f"{state.step} steps in {duration(state.wall)}", wall=state.wall)
+        return Result(self.run.path, state, caught, self.team.first)
 
 
 def with_vocabulary(config: RunConfig, data: Dataset) -> RunConfig:
@@ -416,27 +472,6 @@ def estimate_memory(config: RunConfig, ops: kernels.Backend, dtype: torch.dtype,
         rows = config.train.batch_size // config.train.grad_accumulation
         tokens = torch.empty(rows, config.model.context_length, dtype=torch.int64)
     return 16 * model.count_parameters()["total"] + hardware.saved_bytes(model, tokens, tokens)
-
-
-@contextmanager
-def caught_signals():
-    """A list that SIGINT and SIGTERM append themselves to; a second SIGINT interrupts at once. Main thread only."""
-    caught: list[int] = []
-
-    def catch(number: int, _frame: Any) -> None:
-        if number == signal.SIGINT and number in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals are then the caller's business
-        yield caught
-        return
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def read_config(run: Path) -> RunConfig:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+from minilm.config import RunConfig
+from minilm.corpus.dataset import Dataset
 
 LINE_EVERY_S = 10.0  # where the output is no terminal
 
@@ -62,6 +66,33 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """A line that stays."""
         self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+
+def introduction(run: Path, c: RunConfig, f: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """What is known of a training of configuration `c` on `data` before its first step, from its facts `f`."""
+    counts, floor = f["parameters"], data.floor
+    return {
+        "run": run,
+        "device": f"{f['device']} ({f['device_name']})",
+        **({"processes": processes(c, f)} if f["world_size"] > 1 else {}),
+        "precision": f"{f['dtype']}, residual stream {f['residual_dtype']}, weights float32",
+        "kernels": f"{f['kernels']} ({f['kernels_reason']})",
+        "model": f"{c.model.n_layers} layers, {c.model.n_heads} heads, d_model {c.model.d_model}, d_ff "
+        f"{c.model.d_ff}, context {c.model.context_length}",
+        "parameters": f"{counts['total']:,} in all; {counts['non_embedding']:,} without embeddings; "
+        f"{counts['matrices_and_head']:,} in matrices and head; {counts['embedding']:,} in embeddings",
+        "data": f"{c.data.source}: {len(data.train):,} tokens to train on, {len(data.val):,} "
+        f"held out, vocabulary {data.vocab_size} ({c.data.tokenizer})"
+        + (f", floor {floor:.4f} nats/token" if floor else ""),
+        "steps": f"{c.train.steps:,} of {f['tokens_per_step']:,} tokens: {f['epochs']:.2f} epochs",
+        "cost": f"{f['flops_per_token'] / 1e6:,.1f} MFLOP a token, about {size(f['memory_estimate_bytes'])} of memory",
+    }
+
+
+def processes(c: RunConfig, f: dict[str, Any]) -> str:
+    how = "sharded" if c.train.shard else "exact reduction" if c.train.exact_reduction else "data parallel"
+    each = c.train.batch_size // f["world_size"]
+    return f"{f['world_size']} ({f['backend']}, {how}), {each} of {c.train.batch_size} sequences each"
 
 
 def facts_table(facts: dict[str, Any]) -> Table:

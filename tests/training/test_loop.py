@@ -15,7 +15,7 @@ from rich.console import Console
 from minilm import hardware
 from minilm.config import build
 from minilm.errors import UserError
-from minilm.training import checkpoint, loop
+from minilm.training import checkpoint, guards, loop
 from minilm.training.journal import RunFolder, newest_run_folder, next_run_folder, read_rows
 from minilm.training.loop import train
 
@@ -95,7 +95,7 @@ class TestOneRun:
 
     def test_best_last_and_kept_steps_are_saved(self, run):
         names = {p.name for p in (run[0] / "checkpoints").iterdir()}
-        assert names == {"best.pt", "last.pt", "step_000000.pt", "step_000008.pt"}
+        assert names == {"best.pt", "last.pt", "last_000055.pt", "step_000000.pt", "step_000008.pt"}
         best = min((r for r in read_rows(run[0] / "metrics.jsonl") if "val_loss" in r), key=lambda r: r["val_loss"])
         assert checkpoint.load(run[0] / "checkpoints" / "best.pt")["step"] == best["step"] == run[1].state.best["step"]
         assert last_state(run[0])["step"] == 60
@@ -266,7 +266,7 @@ class TestGuards:
             run_training(config_for(text_file, max_bad_steps=4), tmp_path / "run")
 
     def test_a_sudden_loss_is_an_event(self, tmp_path, text_file, monkeypatch):
-        monkeypatch.setattr(loop, "SPIKE_AFTER", 8)
+        monkeypatch.setattr(guards, "SPIKE_AFTER", 8)
 
         class Spiking(loop.Loop):
             def judge(self, step, loss, norm, line):
