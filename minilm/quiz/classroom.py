@@ -89,13 +89,11 @@ def grade(path: Path, numbers: Sequence[int] | None = None, code: Path | None = 
         if name in answers:
             raise UserError(f"{path}: question {name} is answered twice; leave one of the answers.")
         answers[name] = entry
-    asked = (
-        sorted(numbers) if numbers else sorted({int(n[0]) for n in answers if n[:1].isdecimal() and n[0] in "12345678"})
-    )
     everything = {part.id: part for question in draw_questions(seed, None, text) for part in question.parts}
     for name in answers:
         if name not in everything:
             raise UserError(f"{path}: there is no question {name[:20]!r}; they are 1a to 8d.")
+    asked = set(numbers or (int(name[0]) for name in answers))
     parts = [part for part in everything.values() if int(part.id[0]) in asked]
     return Marks(seed, tuple(_mark(part, answers.get(part.id, {}), code) for part in parts))
 

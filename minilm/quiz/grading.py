@@ -122,7 +122,8 @@ class Number(Part):
             return Verdict(
                 0, f"Close, but {'above' if ratio > 1 else 'below'} it by {abs(ratio - 1):.0%}: reckon again."
             )
-        return Verdict(0, f"Too {'large' if ratio > 1 else 'small'}, by a factor of about {max(ratio, 1 / ratio):.2g}.")
+        factor = tell(float(f"{max(ratio, 1 / ratio):.2g}"))
+        return Verdict(0, f"Too {'large' if ratio > 1 else 'small'}, by a factor of about {factor}.")
 
     def _near(self, value: float, target: float) -> bool:
         return math.isclose(value, target, rel_tol=self.tolerance, abs_tol=1e-300)

@@ -91,7 +91,9 @@ def tried(tmp_path_factory):
     functions = {"right": RIGHT.replace("NAME", "right"), "template": template(), **functions}
     file.write_text("import torch\nprint('hello from the file')\n" + "\n".join(functions.values()), encoding="utf-8")
     cases = trial.draw_cases(5)
-    results, printed = trial.run(file, [*list(functions)[:-1], "forgotten", "silent"], cases, seconds=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # it is the quiz that leaves nothing behind
+        results, printed = trial.run(file, [*list(functions)[:-1], "forgotten", "silent"], cases, seconds=2)
     return {name: trial.judge(result, cases) for name, result in results.items()}, printed, file
 
 

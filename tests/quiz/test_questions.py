@@ -100,10 +100,14 @@ class TestKey:
         assert f"{batch} sequences of 2,048" in setting
         assert FIRST["4b"].answer == 2 * layers * heads * width * context * batch * 2 / 2**20 == 1728
         assert FIRST["4c"].answer == 432 and "12 key-value heads" in FIRST["4c"].prompt
-        assert FIRST["5b"].answer == pytest.approx(1.714, abs=1e-3) and FIRST["5c"].answer == 1875
-        assert FIRST["2c"].answer == pytest.approx(0.7112, abs=1e-4)
-        assert FIRST["6d"].answer == 100_000 - 257
-        assert FIRST["3a"].key() == "1000 1100 1110 1111"
+        figures = {
+            "2a": 20, "2b": 3**4, "2c": 0.7112, "2d": 0.0475, "3c": 21, "4d": 500, "5a": 8, "5b": 1.714, "5c": 1875,
+            "5e": 1.62e21, "5f": 6.325e9, "6b": 52, "6d": 99_743, "7f": 300, "8b": 147_456,
+        }  # fmt: skip
+        assert {name: FIRST[name].answer for name in figures} == pytest.approx(figures, rel=1e-3)
+        keys = {"1b": "3, 4, 5, 11", "1c": "3, 4, 5, 20", "8a": "2, 12, 5, 16", "6a": "l o"}
+        keys |= {"3a": "1000 1100 1110 1111", "3b": "11100 11110 11111"}
+        assert {name: FIRST[name].key() for name in keys} == keys
 
 
 class TestHints:
@@ -141,6 +145,7 @@ class TestHints:
 
     def test_an_unforeseen_number_is_told_its_side(self):
         assert "Too large, by a factor of about 10" in FIRST["4b"].check("17280.0001e0").hint
+        assert FIRST["4b"].check("3").hint == "Too small, by a factor of about 580."
         assert "below it by 20%" in FIRST["4b"].check("1382").hint
 
 
