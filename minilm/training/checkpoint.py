@@ -63,6 +63,11 @@ def save_last(folder: Path, state: dict[str, Any], keep: int, earlier: int | Non
                 shutil.copyfile(last, kept)
 
     _save(last, state, keep_earlier)
+    prune(folder, keep)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the newest keep - 1 predecessors of last.pt, which must be durable and sound."""
     for path in _earlier(folder)[keep - 1 :]:
         path.unlink()
 

@@ -122,6 +122,10 @@ class Processes(Team):
             own = dist.TCPStore(host, port, is_master=False, timeout=JOIN_TIMEOUT)
             self._store = dist.PrefixStore(f"{prefix}/team", own)
             self._store.set(f"beat/{self.rank}", "0")
+            # all must have come before the process group is made, which would wait for them as for a collective
+            self._store.wait([f"beat/{rank}" for rank in range(self.size)], JOIN_TIMEOUT)
+            self._watcher = threading.Thread(target=self._watch, name="signs of life", daemon=True)
+            self._watcher.start()
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self.backend == "nccl" else "gloo",
                 store=dist.PrefixStore(f"{prefix}/group", joint),
@@ -130,12 +134,11 @@ class Processes(Team):
                 timeout=COLLECTIVE_TIMEOUT,
             )
         except RuntimeError as error:
+            self._left.set()
             raise UserError(
                 f"Process {self.rank} could not join the {self.size} of this training at {host}:{port} "
                 f"({_first_line(error)}); check that all of them run and reach each other."
             ) from None
-        self._watcher = threading.Thread(target=self._watch, name="signs of life", daemon=True)
-        self._watcher.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from minilm.config import RunConfig
 from minilm.errors import UserError
 from minilm.files import check_plain, make_folder, remove_parts, sync_file, write_atomically
 
@@ -65,6 +66,15 @@ def check_folder(path: Path) -> None:
         check_plain(path / name, folder=True)
     for name in FILES:
         check_plain(path / name)
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run folder; raises UserError where it has none."""
+    saved = read_json(run / CONFIG)
+    try:
+        return RunConfig.from_dict(saved)
+    except (KeyError, TypeError):
+        raise UserError(f"{run / CONFIG} is no configuration of a run: {json.dumps(saved)[:60]} ...") from None
 
 
 class RunFolder:

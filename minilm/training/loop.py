@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import shutil
@@ -25,8 +24,9 @@ from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training import checkpoint, distributed, guards, journal
 from minilm.training.evaluate import evaluate
+from minilm.training.facts import facts_of_run
 from minilm.training.guards import NonFiniteError, Spike, State
-from minilm.training.journal import RunFolder
+from minilm.training.journal import RunFolder, read_config
 from minilm.training.optimizer import build_optimizers, learning_rate, step_unless
 from minilm.training.progress import ProgressLine, duration, facts_table, introduction
 from minilm.training.reduction import reduction_for, shard
@@ -104,28 +104,7 @@ def prepare_loop(
     if config.train.shard:
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
-    peak = hardware.peak_flops(device, dtype)
-    facts = {
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": command,
-        "device": str(device),
-        "device_name": hardware.device_name(device),
-        "world_size": team.size,
-        "backend": team.backend,
-        "dtype": str(dtype).removeprefix("torch."),
-        "residual_dtype": str(residual_dtype).removeprefix("torch."),
-        "kernels": backend,
-        "kernels_reason": why,
-        "parameters": model.count_parameters(),
-        "flops_per_token": model.flops_per_token(),
-        "tokens_per_step": config.train.batch_size * config.model.context_length,
-        "epochs": config.train.steps * config.train.batch_size * config.model.context_length / len(data.train),
-        "peak_flops": peak and peak * team.size,
-        "memory_estimate_bytes": estimate_memory(config, ops, dtype, residual_dtype),
-        "versions": hardware.versions(),
-        "git_revision": hardware.git_revision(),
-        "data_sha256": data.meta["sha256"],
-    }
+    facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
     return Loop(config, data, sampler, model, optimizers, run, facts, console, caught, team)
 
 
@@ -190,6 +169,8 @@ class Loop:
             self.run.event(self.state.step, "config_change", change)
             self.console.print(f"Changed: {change}", highlight=False)
         if self.team.first:
+            if self.saved is not None:  # a kill may have come between the newest and the removal of the oldest
+                checkpoint.prune(self.run.path / checkpoint.FOLDER, self.config.train.keep_last)
             journal.write_json(
                 self.run.path / journal.CONFIG,
                 {**saved, **self.config.to_dict(), "facts": {**self.facts, "created": saved["facts"]["created"]}},
@@ -462,22 +443,3 @@ def with_vocabulary(config: RunConfig, data: Dataset) -> RunConfig:
     if given is not None and given < data.vocab_size:
         raise UserError(f"model.vocab_size is {given} and the data has {data.vocab_size} tokens; leave it out.")
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=given or data.vocab_size))
-
-
-def estimate_memory(config: RunConfig, ops: kernels.Backend, dtype: torch.dtype, residual_dtype: torch.dtype) -> int:
-    """Bytes a training step needs at least: float32 weights, gradients and two moments, and what one micro-batch
-    keeps for its backward, counted on meta tensors through the operations that will run."""
-    with torch.device("meta"):
-        model = GPT(config.model, ops, dtype, residual_dtype)
-        rows = config.train.batch_size // config.train.grad_accumulation
-        tokens = torch.empty(rows, config.model.context_length, dtype=torch.int64)
-    return 16 * model.count_parameters()["total"] + hardware.saved_bytes(model, tokens, tokens)
-
-
-def read_config(run: Path) -> RunConfig:
-    """The configuration of a run folder; raises UserError where it has none."""
-    saved = journal.read_json(run / journal.CONFIG)
-    try:
-        return RunConfig.from_dict(saved)
-    except (KeyError, TypeError):
-        raise UserError(f"{run / journal.CONFIG} is no configuration of a run: {json.dumps(saved)[:60]} ...") from None

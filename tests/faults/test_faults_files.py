@@ -70,6 +70,40 @@ class TestDamage:
         print(f"{count} damaged checkpoints: {refused} refused, {harmless} loaded as they were saved, 0 otherwise")
         assert refused > 0.8 * count
 
+    @pytest.mark.parametrize("every", [pytest.param(61, id="fast"), pytest.param(1, marks=LONG, id="long")])
+    def test_no_bit_of_the_archives_directory_changes_what_is_read(self, every, trained, tmp_path):
+        """CRCs are of the content only, and zipfile and torch differ in what they make of the rest: an entry that is
+        marked as a folder, torch reads as uninitialised memory."""
+        good, path = trained / "checkpoints" / "best.pt", tmp_path / "best.pt"
+        content, whole = good.read_bytes(), checkpoint.load(good)
+        with zipfile.ZipFile(good) as archive:
+            start, entries = archive.start_dir, archive.infolist()
+        lengths = [46 + len(e.filename) + len(e.extra) for e in entries]
+        places = [*range(start, start + sum(lengths[:3])), *range(start + sum(lengths), len(content))]
+        for entry in entries[:3]:
+            places += range(entry.header_offset, entry.header_offset + 30 + len(entry.filename) + 4)
+        for bit in range(0, 8 * len(places), every):
+            data = bytearray(content)
+            data[places[bit // 8]] ^= 1 << bit % 8
+            path.write_bytes(data)
+            try:
+                assert victim.same(checkpoint.load(path), whole), (places[bit // 8] - start, bit % 8)
+            except UserError:
+                continue
+
+    def test_an_entry_that_is_marked_as_a_folder_is_refused(self, trained, tmp_path):
+        good, path = trained / "checkpoints" / "best.pt", tmp_path / "best.pt"
+        data = bytearray(good.read_bytes())
+        with zipfile.ZipFile(good) as archive:
+            at = archive.start_dir
+            for entry in archive.infolist():
+                if entry.filename.endswith("data/0"):
+                    data[at + 38] |= 0x10  # the external attributes of a central directory entry
+                at += 46 + len(entry.filename) + len(entry.extra)
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="has entries that no checkpoint has"):
+            checkpoint.load(path)
+
     def test_the_newest_sound_one_is_used_with_a_warning_and_the_run_ends_the_same(self, copied, trained, text_file):
         last = copied / "checkpoints" / "last.pt"
         last.write_bytes(last.read_bytes()[:-500])
@@ -85,12 +119,16 @@ class TestDamage:
             victim.run(victim.config_for(text_file), copied)
 
 
-def archive_of(pickled, path, template, **how):
+def archive_of(pickled, path, template):
     """A torch archive like `template` with another pickle in it."""
-    with zipfile.ZipFile(template) as source, zipfile.ZipFile(path, "w", **how) as target:
+    writer = torch._C.PyTorchFileWriter(str(path))
+    with zipfile.ZipFile(template) as source:
         for entry in source.infolist():
-            content = source.read(entry)
-            target.writestr(entry.filename, pickled if entry.filename.endswith("data.pkl") else content)
+            name = entry.filename.partition("/")[2]
+            if name not in ("version", ".data/serialization_id"):  # which the writer adds
+                content = pickled if name == "data.pkl" else source.read(entry)
+                writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
 
 
 def text(word):
@@ -245,19 +283,38 @@ class TestBombs:
         torch.save(state, last)
         self.refused(last, "does not fit this model", run=copied)
 
-    def test_entries_that_overlap(self, trained, tmp_path):
-        good = trained / "checkpoints" / "last.pt"
-        shutil.copy(good, tmp_path / "bomb.pt")
-        with zipfile.ZipFile(tmp_path / "bomb.pt", "a") as archive:
-            biggest = max(archive.infolist(), key=lambda e: e.file_size)
-            for n in range(100):
-                twin = zipfile.ZipInfo(biggest.filename)
-                for field in ("header_offset", "file_size", "compress_size", "CRC", "orig_filename"):
-                    setattr(twin, field, getattr(biggest, field))
-                twin.filename = f"{biggest.filename}{n}"
-                archive.filelist.append(twin)
-            archive._didModify = True
-        self.refused(tmp_path / "bomb.pt", "overlap|no checkpoint that can be read")
+    def test_entries_within_entries(self, tmp_path):
+        """Files of a few bytes that hold one another add up to any size."""
+
+        def within(count, inner):
+            with zipfile.ZipFile(tmp_path / "inner.zip", "w") as archive:
+                archive.writestr(f"a/data/{count}", inner)
+                start = archive.start_dir
+            return (tmp_path / "inner.zip").read_bytes()[:start]
+
+        record, path = bytes(1000), tmp_path / "bomb.pt"
+        for count in range(20, 0, -1):
+            record = within(count, record)
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", b"\x80\x02}.")
+            offset = archive.fp.tell()
+            archive.writestr("a/data/1", record[30 + len("a/data/1") :])
+            outer = archive.filelist[-1]
+            for count in range(2, 21):
+                offset += 30 + len(outer.filename)
+                inner = zipfile.ZipInfo(f"a/data/{count}")
+                inner.header_offset = offset
+                archive.filelist.append(inner)
+                outer = inner
+            archive.fp.flush()
+            content = path.read_bytes()
+            for inner in archive.filelist[2:]:
+                at = inner.header_offset
+                inner.CRC, inner.file_size = (int.from_bytes(content[at + n : at + n + 4], "little") for n in (14, 22))
+                inner.compress_size = inner.file_size
+            for entry in archive.filelist:
+                entry.external_attr = 0
+        self.refused(path, "overlap")
 
 
 class TestStrangePaths:

@@ -24,6 +24,7 @@ from minilm.config import RunConfig, build
 from minilm.training import checkpoint, journal
 from minilm.training.loop import train
 
+SAID_ONCE = ("best", "spike", "non_finite", "finished")  # however often the run was killed
 VARIANTS = {
     "plain": {},
     "muon": {"optimizer": "muon"},
@@ -120,7 +121,7 @@ def differences(whole: Path, other: Path) -> list[str]:
     found += [journal.METRICS] if rows[0] != rows[1] else []
     told = [
         [(e["step"], e["event"], e.get("val_loss")) for e in journal.read_rows(folder / journal.EVENTS)
-         if e["event"] in journal.SAID_AGAIN] for folder in (whole, other)
+         if e["event"] in SAID_ONCE] for folder in (whole, other)
     ]  # fmt: skip
     found += [f"{journal.EVENTS}: {told}"] if told[0] != told[1] else []
     names = [sorted(p.name for p in folder.rglob("*") if p.name[0] != ".") for folder in (whole, other)]

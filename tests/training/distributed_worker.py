@@ -82,6 +82,8 @@ def main(jobs: Path, results: Path) -> None:
         except UserError as error:
             outcome = f"UserError: {error}"
         said.append({"outcome": outcome, "seconds": time.monotonic() - begun})
+        if "could not join" in outcome:  # nor would it for the jobs that are left
+            break
     (results / f"{RANK}.json").write_text(json.dumps({"jobs": said, "written": written}))
 
 

@@ -62,7 +62,11 @@ def run_jobs(size, jobs, folder):
     (folder / "jobs.json").write_text(json.dumps(jobs))
     worker = [sys.executable, str(HERE / "distributed_worker.py"), str(folder / "jobs.json"), str(folder)]
     processes = start(size, worker)
-    said = [process.communicate(timeout=240) for process in processes]
+    try:
+        said = [process.communicate(timeout=240) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [p.returncode for p in processes] == [0] * size, said
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)], said
 
@@ -352,6 +356,31 @@ def test_numbers_of_processes_that_do_not_fit_are_refused(sentence, monkeypatch)
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=sentence):
         distributed.join(TrainConfig(**({"batch_size": 8, "device": "cpu"} | train)))
+
+
+def test_a_process_that_comes_half_way_is_not_waited_for_as_for_a_collective(tmp_path, text_file):
+    job = {"out": str(tmp_path / "run"), "overrides": overrides(text_file)}
+    (tmp_path / "jobs.json").write_text(json.dumps([job]))
+    code = f"""
+import os, runpy, sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from minilm.training import distributed
+if os.environ["RANK"] == "1":
+    held = next(dist.rendezvous("env://"))  # connects, and then says nothing
+    time.sleep(300)
+distributed.JOIN_TIMEOUT = timedelta(seconds=5)
+sys.argv = ["worker", {str(tmp_path / "jobs.json")!r}, {str(tmp_path)!r}]
+runpy.run_path({str(HERE / "distributed_worker.py")!r}, run_name="__main__")
+"""
+    first, second = start(2, [sys.executable, "-c", code])
+    try:
+        assert all_end([first], 60) < 60
+    finally:
+        second.kill()
+        all_end([second], 10)
+    outcome = json.loads((tmp_path / "0.json").read_text())["jobs"][0]["outcome"]
+    assert outcome.startswith("UserError: Process 0 could not join the 2 of this training at 127.0.0.1:")
 
 
 @pytest.mark.parametrize("other", [{"optimizer": "muon"}, {"exact_reduction": True}, {"dtype": "float16"}])

@@ -43,8 +43,13 @@ class TestSpikes:
             def judge(self, step, loss, norm, line):
                 super().judge(step, loss + 9 * (fetched[step - 1] in batches), norm, line)
 
+            def save_last(self):
+                if kill_at == "going back" and self.state.rewinds:
+                    raise MemoryError
+                super().save_last()
+
             def update(self, batch):
-                if kill_at is not None and self.state.step == kill_at and not self.state.rewinds:
+                if isinstance(kill_at, int) and self.state.step == kill_at and not self.state.rewinds:
                     raise MemoryError
                 super().update(batch)
 
@@ -81,7 +86,14 @@ class TestSpikes:
         run(self.config(text_file, on_spike="rewind"), tmp_path / "run")
         assert [Spiking.fetched[step] for step in range(16)] == [*range(8), *range(10, 18)]
 
-    @pytest.mark.parametrize("kill_at", [9, 10, None])
+    def test_a_second_spike_before_the_next_checkpoint_adds_to_what_is_passed(self, tmp_path, text_file, monkeypatch):
+        Spiking = self.spiking({9, 12})
+        monkeypatch.setattr(loop, "Loop", Spiking)
+        state = run(self.config(text_file, on_spike="rewind"), tmp_path / "run").state
+        assert (state.skipped, state.rewinds) == (5, 2)
+        assert [Spiking.fetched[step] for step in range(16)] == [*range(8), *range(13, 21)]
+
+    @pytest.mark.parametrize("kill_at", [9, 10, "going back", None])
     def test_killed_or_stopped_around_it_the_end_is_the_same(self, kill_at, tmp_path, text_file):
         config = self.config(text_file, on_spike="rewind")
         with pytest.MonkeyPatch.context() as patch:

@@ -172,7 +172,7 @@ class TestCheckpoints:
 
 def test_memory_estimate_grows_with_the_batch_and_counts_four_floats_a_parameter():
     from minilm.config import build
-    from minilm.training.loop import estimate_memory
+    from minilm.training.facts import estimate_memory
 
     def estimate(batch_size, parts=1):
         changes = {"model": {"vocab_size": 70}, "train": {"batch_size": batch_size, "grad_accumulation": parts}}
