@@ -27,6 +27,7 @@ from minilm.files import check_plain, make_folder, remove_parts, sync_file, writ
 
 CONFIG, DATA, METRICS, EVENTS, SAMPLES = "config.json", "data.json", "metrics.jsonl", "events.jsonl", "samples"
 FILES, FOLDERS = (CONFIG, DATA, METRICS, EVENTS, "tokenizer.json"), ("", SAMPLES, "checkpoints")
+LOCK_WAIT_S = 1.0  # a git that a killed process had just started still holds its files for a moment
 SAID_AGAIN = {"best", "spike", "non_finite", "finished"}  # by the steps that a resumed run repeats
 
 
@@ -97,7 +98,7 @@ class RunFolder:
         try:
             make_folder(path)
             self._lock = FileLock(path / ".lock")
-            self._lock.acquire(blocking=False)
+            self._lock.acquire(timeout=LOCK_WAIT_S)
             holder.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
         except Timeout:
             who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"

@@ -53,7 +53,7 @@ def test_a_run_killed_at_any_moment_ends_bit_for_bit_as_if_it_had_not_been(plan,
     killed = sum(one["killed"] for one in lives)
     print(f"{len(lives)} lives, {killed} kills, {lives[0]['moments']} hooked moments a run")
     wrong = [one for one in lives if one["differences"]]
-    assert not wrong, (len(wrong), wrong[:3], done.stderr[-2000:])
+    assert not wrong, f"{len(wrong)}: {wrong[:3]} {done.stderr[-2000:]}"
     assert killed >= len(plan["variants"]) * plan["hooked"]  # at the hooks all of them, at random not all
 
 

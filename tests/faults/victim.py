@@ -167,7 +167,8 @@ def main(folder: Path, text: Path, plan: dict) -> None:
 
         forked(count)
         moments = int(os.read(read, 20))
-        at = sorted(drawn.sample(range(moments), min(plan["hooked"], moments)))
+        # the last save is always among them, whose predecessors are pruned by nothing that comes later
+        at = sorted({*drawn.sample(range(moments), min(plan["hooked"], moments)), *range(moments - 12, moments, 4)})
         deaths = [[moment] for moment in at] + [[drawn.uniform(0, seconds)] for _ in range(plan["random"])]
         deaths += [[drawn.uniform(0, seconds / 2) for _ in range(4)] for _ in range(plan["repeated"])]
         for number, death in enumerate(deaths):

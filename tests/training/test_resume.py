@@ -183,6 +183,14 @@ class TestKeptCheckpoints:
         for step in kept:
             assert checkpoint.load(checkpoint.find(tmp_path / "run", str(step)))["step"] == step
 
+    def test_no_checkpoint_is_durable_before_the_rows_of_its_steps(self, tmp_path, text_file, monkeypatch):
+        order = []
+        save, sync = checkpoint.save_last, journal.sync_file
+        monkeypatch.setattr(checkpoint, "save_last", lambda *a: (order.append("last.pt"), save(*a)))
+        monkeypatch.setattr(journal, "sync_file", lambda path: (order.append(path.name), sync(path)))
+        run(reduced("tiny", text_file), tmp_path / "run")
+        assert order == ["metrics.jsonl", "events.jsonl", "last.pt"] * 4
+
     def test_older_ones_go_only_when_the_newer_is_whole(self, tmp_path, text_file, monkeypatch):
         folder = tmp_path / "run" / "checkpoints"
         config = reduced("tiny", text_file, keep_last=2)
