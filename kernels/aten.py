@@ -38,12 +38,16 @@ def causal_attention_packed(qkv: Tensor, n_heads: int, n_kv_heads: int | None = 
 def decode_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, *, scale: float | None = None
 ) -> Tensor:
+    grouped = q.shape[1] != k_cache.shape[1]
+    if q.device.type == "cpu" and not torch.compiler.is_compiling() and len(lengths):
+        shortest, longest = (int(n) for n in lengths.aminmax())  # no device is waited for
+        k_cache, v_cache = k_cache[:, :, :longest], v_cache[:, :, :longest]
+        if shortest == longest > 0:
+            return F.scaled_dot_product_attention(q, k_cache, v_cache, scale=scale, enable_gqa=grouped)
     filled = (torch.arange(k_cache.shape[2], device=q.device) < lengths[:, None])[:, None, None, :]
     v = v_cache.masked_fill(~filled.transpose(-2, -1), 0.0)  # 0 · NaN is NaN: what lies past the length may be anything
     k = k_cache.masked_fill(~filled.transpose(-2, -1), 0.0)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=filled, scale=scale, enable_gqa=q.shape[1] != k_cache.shape[1]
-    )
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=filled, scale=scale, enable_gqa=grouped)
     return out.masked_fill((lengths == 0)[:, None, None, None], 0.0)
 
 

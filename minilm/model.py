@@ -7,6 +7,7 @@ Shapes: B batch, T time, C d_model, H heads, D head width, F d_ff, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 import kernels
 from kernels import Backend
 from kernels.reference import unpack_heads
+from minilm import decoding
 from minilm.config import ModelConfig
+from minilm.decoding import KVCache, Sampling
 
 EPS = 1e-5  # in every norm, as in GPT-2
 
@@ -144,19 +147,6 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-class KVCache:
-    """Keys and values of what a GPT has read: (n_layers, B, Hkv, S, D) each, of which lengths (B,) int64 are filled.
-
-    Its shape never changes, so that a decoding step can be compiled or captured in a graph.
-    """
-
-    def __init__(self, model: "GPT", batch_size: int):
-        c, device = model.config, model.head.weight.device
-        shape = (c.n_layers, batch_size, c.n_kv_heads, c.context_length, c.head_dim)
-        self.keys, self.values = (torch.zeros(shape, dtype=model.dtype, device=device) for _ in range(2))
-        self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
-
-
 class GPT(nn.Module):
     """A decoder-only transformer (Radford et al. 2019), with the variations that ModelConfig names.
 
@@ -233,14 +223,15 @@ class GPT(nn.Module):
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens are longer than the context of {self.config.context_length}")
         x = self.token_embedding(tokens)  # (B, T, C)
-        rotation, positions = None, slice(T) if cache is None or T > 1 else cache.lengths
+        rotation, one_more = None, cache is not None and T == 1
         if self.config.position == "learned":
-            x = x + self.position_embedding.weight[positions].unsqueeze(-2 if T == 1 else 0)
+            table = self.position_embedding.weight
+            x = x + (table[cache.lengths].unsqueeze(1) if one_more else table[:T])
+        elif one_more:
+            angles = rotary_table(cache.lengths, self.config.head_dim)  # (B, D/2)
+            rotation = tuple(table[:, None, None] for table in angles)  # the same for all heads
         else:
-            end = T if isinstance(positions, slice) else self.config.context_length
-            rotation = rotary_table(end, self.config.head_dim, x.device)
-            if cache is not None and T == 1:
-                rotation = tuple(table[positions][:, None, None] for table in rotation)  # (B, 1, 1, D/2)
+            rotation = rotary_table(torch.arange(T, device=x.device), self.config.head_dim)  # (T, D/2)
         x = F.dropout(x, self.config.dropout, self.training).to(self.residual_dtype)
         branch = None
         for i, (block, seed) in enumerate(zip(self.blocks, self.dropout_seeds(x.device), strict=True)):
@@ -254,7 +245,6 @@ class GPT(nn.Module):
             return (None,) * self.config.n_layers
         return torch.randint(2**62, (self.config.n_layers,), device=device).unbind()
 
-    @torch.no_grad()
     def generate(
         self,
         context: Tensor,
@@ -264,42 +254,21 @@ class GPT(nn.Module):
         top_p: float | None = None,
         generator: torch.Generator | None = None,
         cache: bool = True,
+        *,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        lengths: Sequence[int] | None = None,
     ) -> Tensor:
         """context (B, T) int64 and max_new_tokens more, (B, T + max_new_tokens). Temperature 0 is greedy.
 
-        Past the context length the model sees a window of the last tokens: when it is full it begins anew with its
-        last three quarters, encoded again. cache=False encodes the same windows whole for every token.
+        With lengths, row i begins with its first lengths[i] tokens, the new ones follow them, and zeros fill up. What
+        the settings mean: decoding.Sampling; what happens past the context length: decoding.Decoder. cache=False
+        computes each token from the whole text, for the same result. Decoder.write() yields tokens as they are drawn.
         """
-        drawn = self.stream(context, max_new_tokens, temperature, top_k, top_p, generator, cache)
-        return torch.cat((context, *drawn), dim=1)
-
-    @torch.no_grad()
-    def stream(self, context, max_new_tokens=150, temperature=1.0, top_k=None, top_p=None, generator=None, cache=True):
-        """The tokens of generate(), each (B, 1) as soon as it is drawn."""
-        if context.shape[1] == 0:
-            raise ValueError("the context is empty: a model needs one token to go on from")
-        training, past, start = self.training, KVCache(self, len(context)) if cache else None, -1
-        self.eval()
-        try:
-            for _ in range(max_new_tokens):
-                before, start = start, self.window_start(context.shape[1])
-                anew = past is None or start != before
-                if past is not None and anew:
-                    past.lengths.zero_()
-                tokens = context[:, start:] if anew else context[:, -1:]
-                last = self.hidden(tokens, past)[:, -1]  # (B, C)
-                if past is not None:
-                    past.lengths += tokens.shape[1]
-                token = draw(self.head(last).float(), temperature, top_k, top_p, generator)
-                context = torch.cat((context, token), dim=1)
-                yield token
-        finally:
-            self.train(training)
-
-    def window_start(self, n: int) -> int:
-        """Where the window of a text of n tokens begins: 0 while it fits the context, then on by quarters of it."""
-        quarter = max(1, self.config.context_length // 4)
-        return -(-max(0, n - self.config.context_length) // quarter) * quarter
+        decoder = decoding.Decoder(self, context, max_new_tokens, lengths, cache)
+        for _ in decoder.write(Sampling(repetition_penalty, temperature, top_k, top_p, min_p), generator):
+            pass
+        return decoder.tokens
 
     def count_parameters(self) -> dict[str, int]:
         """Four counts, each exact, tied weights once. Scaling laws differ by which of them they mean.
@@ -331,10 +300,10 @@ class GPT(nn.Module):
         return 6 * self.count_parameters()["matrices_and_head"] + 6 * c.n_layers * c.context_length * c.d_model
 
 
-def rotary_table(T: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, D/2) in float32 of rotary positions, base 10000 (Su et al. 2021, equation 15)."""
-    frequency = 10_000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angle = torch.arange(T, device=device, dtype=torch.float32)[:, None] * frequency  # (T, D/2)
+def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., D/2) in float32 of rotary positions (...), base 10000 (Su et al. 2021, equation 15)."""
+    frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    angle = positions[..., None].float() * frequency  # (..., D/2)
     return angle.cos(), angle.sin()
 
 
@@ -342,24 +311,3 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (B, H, T, D) with its two halves turned as pairs, as Llama lays them out; in the dtype of x."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
-
-
-def draw(
-    logits: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator | None
-) -> Tensor:
-    """One token a row, (B, 1), from logits (B, V): the likeliest at temperature 0, else drawn from the softmax.
-
-    top_k keeps the k likeliest; top_p then the smallest set whose probability reaches p (Holtzman et al. 2020).
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1, keepdim=True)
-    logits = logits / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        kth = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p is not None and top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)  # probability of likelier tokens
-        dropped = before >= top_p
-        logits = logits.masked_fill(torch.zeros_like(dropped).scatter(1, order, dropped), -math.inf)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
