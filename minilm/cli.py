@@ -209,15 +209,21 @@ def _say_what_was_reached(run: Path, console: Any, baselines: bool, report: bool
 @cli.command()
 @click.option("--run", type=FOLDER, required=True, help="Run folder.")
 @click.option("--checkpoint", default="best", help="best (default), last, or a step that was kept.")
-@click.option("--prompt", default="", help="Text to go on from; nothing begins a new document.")
+@click.option("--prompt", "prompts", multiple=True, help="Text to go on from; may be repeated. None: a new document.")
+@click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Texts for each prompt.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=500, show_default=True)
 @click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=click.IntRange(1), help="Draw from the k likeliest tokens.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="... the likeliest that reach p together.")
+@click.option("--min-p", type=click.FloatRange(0, 1), help="... those at least p times as likely as the likeliest.")
 @click.option(
-    "--top-p", type=click.FloatRange(0, 1, min_open=True), help="... from the likeliest that reach p together."
+    "--repetition-penalty", type=float, default=1.0, show_default=True, help="Above 1: used tokens are less likely."
 )
+@click.option("--stop", multiple=True, help="A text ends before this; \\n is a new line; may be repeated.")
 @click.option("--seed", type=int, help="Of the draws (default: another each time).")
-@click.option("--stream", is_flag=True, help="Print tokens as they come.")
+@click.option("--stream", is_flag=True, help="Print characters as they come.")
+@click.option("--interactive", is_flag=True, help="Type prompts one after another.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the decoding step: for long texts.")
 @click.option(
     "--unknown", type=click.Choice(["error", "replace"]), default="error", help="Unseen characters in --prompt."
 )
@@ -226,26 +232,21 @@ def _say_what_was_reached(run: Path, console: Any, baselines: bool, report: bool
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True
 )
-def generate(
-    run: Path, checkpoint: str, kernels: str, device: str, dtype: str, stream: bool, prompt: str, **options: Any
-) -> None:
+def generate(run: Path, checkpoint: str, kernels: str, device: str, dtype: str, **options: Any) -> None:
     """Write text with a trained model.
 
     \b
     minilm generate --run runs/quick-001 --stream
     minilm generate --run runs/quick-001 --prompt "The miller" --temperature 0.5 --seed 7
+    minilm generate --run runs/quick-001 --prompt "The " --prompt "Once " --samples 3 --stop "\\n\\n"
+    minilm generate --run runs/quick-001 --interactive
     """
-    from minilm.sampling.generate import load_run, stream_text
+    from minilm.sampling import console
+    from minilm.sampling.generate import load_run
 
+    settings = console.Settings.of(options)  # before a model is read for nothing
     model, tokenizer = load_run(run, checkpoint, kernels, device, dtype)
-    pieces = stream_text(model, tokenizer, prompt, **options)
-    if stream:
-        click.echo(prompt, nl=False)
-        for piece in pieces:
-            click.echo(piece, nl=False)
-        click.echo()
-    else:
-        click.echo(prompt + "".join(pieces))
+    console.write(model, tokenizer, settings)
 
 
 @cli.command()

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from minilm.errors import UserError
+
+
+def data_folder() -> Path:
+    """Where what a person gathers is kept: $MINILM_DATA, or minilm in the platform's folder for programs' data."""
+    if folder := os.environ.get("MINILM_DATA"):
+        return Path(folder).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "minilm"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], before: Callable[[], None] | None = None) -> None:
@@ -30,6 +46,38 @@ def write_atomically(path: Path, write: Callable[[Path], None], before: Callable
     finally:
         part.unlink(missing_ok=True)
     sync_folder(path.parent)  # the new name itself must survive a power cut
+
+
+def write_folder(path: Path, names: Container[str], write: Callable[[Path], None]) -> None:
+    """Have `write` fill a folder beside `path`, make it durable, and only then give it that name.
+
+    A folder that is there already is replaced where it holds nothing but `names`. Raises UserError where it holds other
+    things or nothing can be written.
+    """
+    check_plain(path, folder=True)
+    foreign = [p.name for p in path.iterdir() if p.name not in names] if path.exists() else []
+    if foreign:
+        raise UserError(f"{path} holds other things, such as {foreign[0]}; name another folder by --out.")
+    make_folder(path.parent)
+    work = None
+    try:
+        work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        new = work / "new"
+        new.mkdir()
+        write(new)
+        for file in (p for p in new.rglob("*") if p.is_file()):
+            sync_file(file)
+        if path.exists():
+            os.replace(path, work / "old")
+        os.replace(new, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror or error}); free some space.") from None
+    finally:
+        if work is not None:
+            if (work / "old").exists() and not path.exists():
+                os.replace(work / "old", path)
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def make_folder(path: Path) -> None:

@@ -97,6 +97,15 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return PEAK_TFLOPS[max(known, key=len)] * 1e12 if known else None
 
 
+def memory_bandwidth(device: torch.device) -> float | None:
+    """What the device's memory can give in bytes/s: two transfers a clock over its whole bus. None where not known."""
+    if device.type != "cuda":
+        return None
+    properties = torch.cuda.get_device_properties(device)
+    kilohertz, bits = (getattr(properties, name, 0) for name in ("memory_clock_rate", "memory_bus_width"))
+    return 2 * kilohertz * 1e3 * bits / 8 or None
+
+
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

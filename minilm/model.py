@@ -154,6 +154,8 @@ class GPT(nn.Module):
     and of what norms put out. Weights are float32 whatever these are, and state-dict keys do not depend on them.
     """
 
+    tokenizer = None  # what its ids stand for, where it was loaded from a run
+
     def __init__(
         self,
         config: ModelConfig,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from minilm.errors import UserError
 END_OF_TEXT = "<|endoftext|>"  # between the documents of a byte-pair encoded corpus, as in GPT-2
 REPLACEMENT = "\ufffd"
 CODE_POINTS = 0x110000
+# Byte-level tokens are written in characters that can be seen: a byte that prints in Latin-1 stands for itself, the
+# others for the characters from 256 on, in order (GPT-2's byte encoding).
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTES = {chr(b): b for b in _PRINTED} | {
+    chr(256 + n): b for n, b in enumerate(b for b in range(256) if b not in _PRINTED)
+}
 PIECE, PIECES = 1 << 14, 64  # characters of a text that the library is given at a time, and how many such pieces
 
 
@@ -60,6 +67,10 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         codes = self._codes[np.asarray(ids, dtype=np.int64)]
         return codes.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
+
+    def incremental(self) -> Callable[[int | None], str]:
+        """A function that takes ids one after another and gives the text that is whole by then; None: no id follows."""
+        return lambda token: "" if token is None else self.decode([token])
 
     def beginning(self) -> np.ndarray:
         """What stands before a new document: a blank line, or what this vocabulary has nearest to it."""
@@ -107,6 +118,20 @@ class BPETokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
+    def incremental(self) -> Callable[[int | None], str]:
+        """As CharTokenizer's: a token may end within a character, whose first bytes are then held back."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+        def gained(token: int | None) -> str:
+            if token is None:
+                return decoder.decode(b"", final=True)
+            if token in added:
+                return decoder.decode(added[token].content.encode("utf-8"))
+            return decoder.decode(bytes(BYTES[c] for c in self._tokenizer.id_to_token(token)))
+
+        return gained
+
     def beginning(self) -> np.ndarray:
         """What stands before a new document."""
         return self.encode(END_OF_TEXT + "\n")
@@ -142,10 +167,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
         saved = json.loads(text)
         if saved.get("type") == CharTokenizer.kind:
             return CharTokenizer(saved["vocabulary"])
-        from tokenizers import Tokenizer as Library
+        from minilm.corpus.tokenizer_json import from_library
 
-        return BPETokenizer(Library.from_str(text))
+        return from_library(text)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: prepare the data again, or give the run folder whole.") from None
+    except UserError as error:
+        raise UserError(f"{path} holds no tokenizer that can be used. {error}") from None
     except Exception as error:  # the tokenizers library raises plain Exception
         raise UserError(f"{path} holds no tokenizer ({error}): prepare the data again.") from None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from minilm.errors import UserError
-from minilm.files import write_atomically
+from minilm.files import data_folder, write_atomically
 
 FORMAT = 1
 
@@ -40,16 +39,7 @@ class Progress:
 
 
 def progress_path() -> Path:
-    """$MINILM_DATA/quiz.json, or minilm/quiz.json in the platform's folder for a program's data."""
-    if folder := os.environ.get("MINILM_DATA"):
-        return Path(folder).expanduser() / "quiz.json"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "minilm" / "quiz.json"
+    return data_folder() / "quiz.json"
 
 
 def read_progress() -> Progress:

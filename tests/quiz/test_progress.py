@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from minilm import files
 from minilm.errors import UserError
-from minilm.quiz import progress
 from minilm.quiz.progress import progress_path, read_progress, record
 
 GOOD = {"topic": "t", "asked": 1, "right": 1, "last": 1.0, "when": "2026-01-01T00:00:00+00:00"}
@@ -79,8 +79,8 @@ def test_a_place_that_cannot_be_written_is_one_sentence(data_folder):
 def test_the_place_is_the_platforms(monkeypatch, tmp_path):
     monkeypatch.delenv("MINILM_DATA")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(progress.sys, "platform", "linux")
+    monkeypatch.setattr(files.sys, "platform", "linux")
     assert progress_path() == tmp_path / "minilm" / "quiz.json"
-    monkeypatch.setattr(progress.sys, "platform", "win32")
+    monkeypatch.setattr(files.sys, "platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", os.fspath(tmp_path / "local"))
     assert progress_path() == tmp_path / "local" / "minilm" / "quiz.json"
