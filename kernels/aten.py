@@ -1,5 +1,7 @@
 """The same operations through PyTorch's own fused operators. Shapes and meaning: kernels/reference.py."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,6 +9,11 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels import reference
 from kernels.reference import check_attention, unpack_heads
+
+# In bfloat16 on a CPU attention's parts are faster than PyTorch's fused operator up to this length. Forward and
+# backward, 2048 rows of 4 heads of 32, one core with AMX: 22 against 5 ms at 64, 18 against 12 at 256, 24 against 20 at
+# 512, 28 against 67 at 1024. In float32 the fused operator is faster at every length.
+CPU_PARTS = 512
 
 
 def causal_attention(
@@ -24,10 +31,22 @@ def causal_attention(
         # made explicit instead, so that the choice of kernels never changes the model that comes out.
         return reference.causal_attention(q, k, v, scale=scale, dropout_p=dropout_p, dropout_seed=dropout_seed)
     Tq, grouped = q.shape[2], q.shape[1] != k.shape[1]
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and Tk <= CPU_PARTS:
+        return _attention_by_parts(q, k, v, scale)
     if Tq == Tk:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
     mask = torch.ones(Tq, Tk, dtype=torch.bool, device=q.device).tril(Tk - Tq)  # its is_causal aligns q with the first
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _attention_by_parts(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    Tq, Tk, group = q.shape[2], k.shape[2], q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
+    mask = torch.full((Tq, Tk), -math.inf, dtype=q.dtype, device=q.device).triu(
+        1 + Tk - Tq
+    )  # cheaper added than filled
+    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1) + mask
+    return scores.softmax(dim=-1) @ v
 
 
 def causal_attention_packed(qkv: Tensor, n_heads: int, n_kv_heads: int | None = None, **options) -> Tensor:

@@ -35,10 +35,13 @@ class ModelConfig:
     d_ff: int | None = _number(None, 1, 2**24)
     vocab_size: int | None = _number(None, 1, 2**31)  # None: what the data has
     context_length: int = _number(128, 1, 2**24)
-    activation: str = _choice("gelu", "gelu", "gelu_tanh", "relu", "swiglu")
+    activation: str = _choice("gelu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu")
     norm: str = _choice("pre", "pre", "post")
     norm_type: str = _choice("layernorm", "layernorm", "rmsnorm")
     position: str = _choice("learned", "learned", "rope")
+    rope_base: float = _number(10_000.0, 1)
+    qk_norm: bool = False
+    init: str = _choice("gpt2", "gpt2", "zero_out")  # see GPT.initialise
     dropout: float = _number(0.0, 0, 1, open_high=True)
     bias: bool = True
     tie_embeddings: bool = True
@@ -54,6 +57,8 @@ class ModelConfig:
             _fail("model.d_model", self.d_model, f"a multiple of model.n_heads ({self.n_heads})")
         if self.n_heads % self.n_kv_heads:
             _fail("model.n_kv_heads", self.n_kv_heads, f"a divisor of model.n_heads ({self.n_heads})")
+        if self.init == "zero_out" and self.tie_embeddings:
+            _fail("model.init", self.init, "gpt2 where model.tie_embeddings is set: its head is 0")
         if self.position == "rope" and self.head_dim % 2:
             _fail("model.d_model", self.d_model, "an even number for each head where model.position is rope")
 
@@ -72,12 +77,16 @@ class TrainConfig:
     lr: float = _number(1e-3, 0, open_low=True)
     min_lr: float = _number(1e-4, 0)
     warmup_steps: int = _number(100, 0)
-    schedule: str = _choice("cosine", "cosine", "linear", "constant")
+    schedule: str = _choice("cosine", "cosine", "linear", "constant", "wsd")
+    decay_fraction: float = _number(0.2, 0, 1, open_low=True)  # wsd: the last share of the steps, in which lr falls
     weight_decay: float = _number(0.1, 0)
     beta1: float = _number(0.9, 0, 1, open_high=True)
     beta2: float = _number(0.95, 0, 1, open_high=True)
     grad_clip: float = _number(1.0, 0)  # largest global gradient norm; 0 clips nothing
     optimizer: str = _choice("adamw", "adamw", "muon")
+    adamw_lr: float | None = _number(None, 0, open_low=True)  # of what Muon leaves to AdamW; None: lr
+    muon_momentum: float = _number(0.95, 0, 1, open_high=True)
+    muon_steps: int = _number(5, 1, 99)  # Newton-Schulz iterations an update
     eval_interval: int = _number(250, 0)
     eval_tokens: int = _number(0, 0)  # 0: the whole validation split; else evenly spaced windows of about so many
     checkpoint_interval: int = _number(500, 0)
@@ -137,6 +146,7 @@ class DataConfig:
     source: str = "fables"
     tokenizer: str = _choice("char", "char", "bpe")
     vocab_size: int = _number(4096, 257, 2**31)  # for bpe: 256 bytes, the end of text, and merges
+    tokenizer_file: str | None = None  # a tokenizer.json whose tokens are used, in place of one made from the text
     val_fraction: float = _number(0.1, 0, 1, open_low=True, open_high=True)
     split: str = _choice("auto", "auto", "tail", "document")
     field: str = "text"  # of each line of a .jsonl file

@@ -40,11 +40,11 @@ class Linear(nn.Linear):
 class Norm(nn.Module):
     """LayerNorm or RMSNorm, alone or with the addition to the residual stream that goes before it."""
 
-    def __init__(self, config: ModelConfig, ops: Backend):
+    def __init__(self, config: ModelConfig, ops: Backend, width: int | None = None):
         super().__init__()
-        self.ops, self.rms = ops, config.norm_type == "rmsnorm"
-        self.weight = nn.Parameter(torch.empty(config.d_model))
-        self.bias = nn.Parameter(torch.empty(config.d_model)) if config.bias and not self.rms else None
+        self.ops, self.rms, width = ops, config.norm_type == "rmsnorm", width or config.d_model
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if config.bias and not self.rms else None
 
     def forward(self, x: Tensor) -> Tensor:
         """norm(x)"""
@@ -66,6 +66,8 @@ class Attention(nn.Module):
         heads = config.n_heads + 2 * config.n_kv_heads
         self.qkv = Linear(config.d_model, heads * config.head_dim, bias=config.bias)
         self.out = Linear(config.d_model, config.d_model, bias=config.bias)
+        # of the queries and keys of each head (Henry et al. 2020): scores then depend on directions alone
+        self.norm_q, self.norm_k = (Norm(config, ops, config.head_dim) if config.qk_norm else None for _ in range(2))
 
     def forward(
         self,
@@ -77,10 +79,12 @@ class Attention(nn.Module):
         n_heads, n_kv_heads = self.config.n_heads, self.config.n_kv_heads
         dropout = {"dropout_p": self.config.dropout, "dropout_seed": dropout_seed} if dropout_seed is not None else {}
         qkv = self.qkv(x)  # (B, T, (H + 2·Hkv)·D)
-        if rotation is None and past is None:
+        if rotation is None and past is None and self.norm_q is None:
             y = self.ops.causal_attention_packed(qkv, n_heads, n_kv_heads, **dropout)  # (B, T, C)
         else:
             q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)  # (B, H or Hkv, T, D)
+            if self.norm_q is not None:
+                q, k = self.norm_q(q), self.norm_k(k)
             if rotation is not None:
                 q, k = rotate(q, *rotation), rotate(k, *rotation)
             y = self.ops.causal_attention(q, k, v, **dropout) if past is None else self.attend_past(q, k, v, *past)
@@ -118,6 +122,8 @@ class MLP(nn.Module):
                 x = F.gelu(x, approximate="tanh")
             case "relu":
                 x = F.relu(x)
+            case "relu2":
+                x = F.relu(x).square()  # So et al. 2021
         return self.down(x)
 
 
@@ -182,16 +188,25 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """GPT-2's: normal with standard deviation 0.02, that of projections into the residual stream divided by the
-        square root of their number, 2·n_layers (Radford et al. 2019, section 2.3); biases 0, norms 1."""
+        """Biases 0 and norms 1; matrices by model.init:
+
+        gpt2: normal with standard deviation 0.02, that of projections into the residual stream divided by the square
+        root of their number, 2·n_layers (Radford et al. 2019, section 2.3).
+        zero_out: normal with standard deviation 1 / sqrt(inputs), so that signals keep their size whatever the width
+        (LeCun et al. 1998, section 4.6); the last matrix of each branch and the head 0, so that training begins from
+        the embeddings alone (Zhang et al. 2019, "Fixup Initialization"); embeddings normal with 1.
+        """
+        zero_out, depth = self.config.init == "zero_out", math.sqrt(2 * self.config.n_layers)
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            last = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            if name.endswith("bias") or (zero_out and (last or name == "head.weight")):
                 parameter.zero_()
             elif "norm" in name:
                 parameter.fill_(1.0)
+            elif zero_out:
+                parameter.normal_(0.0, 1.0 if "embedding" in name else parameter.shape[1] ** -0.5)
             else:
-                into_residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
-                parameter.normal_(0.0, 0.02 / math.sqrt(2 * self.config.n_layers) if into_residual else 0.02)
+                parameter.normal_(0.0, 0.02 / depth if last else 0.02)
 
     def use(self, ops: Backend, dtype: torch.dtype = torch.float32, residual_dtype: torch.dtype | None = None) -> "GPT":
         """Switch the operations and the precision of an existing model; the weights stay as they are."""
@@ -230,10 +245,11 @@ class GPT(nn.Module):
             table = self.position_embedding.weight
             x = x + (table[cache.lengths].unsqueeze(1) if one_more else table[:T])
         elif one_more:
-            angles = rotary_table(cache.lengths, self.config.head_dim)  # (B, D/2)
+            angles = rotary_table(cache.lengths, self.config.head_dim, self.config.rope_base)  # (B, D/2)
             rotation = tuple(table[:, None, None] for table in angles)  # the same for all heads
         else:
-            rotation = rotary_table(torch.arange(T, device=x.device), self.config.head_dim)  # (T, D/2)
+            positions = torch.arange(T, device=x.device)
+            rotation = rotary_table(positions, self.config.head_dim, self.config.rope_base)  # (T, D/2)
         x = F.dropout(x, self.config.dropout, self.training).to(self.residual_dtype)
         branch = None
         for i, (block, seed) in enumerate(zip(self.blocks, self.dropout_seeds(x.device), strict=True)):
@@ -302,9 +318,9 @@ class GPT(nn.Module):
         return 6 * self.count_parameters()["matrices_and_head"] + 6 * c.n_layers * c.context_length * c.d_model
 
 
-def rotary_table(positions: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin (..., D/2) in float32 of rotary positions (...), base 10000 (Su et al. 2021, equation 15)."""
-    frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+def rotary_table(positions: Tensor, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """cos and sin (..., D/2) in float32 of rotary positions (...) (Su et al. 2021, equation 15)."""
+    frequency = base ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angle = positions[..., None].float() * frequency  # (..., D/2)
     return angle.cos(), angle.sin()
 

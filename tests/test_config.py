@@ -80,7 +80,7 @@ def test_the_capstone_is_as_it_is_described():
         ("train.grad_accumulation=7", "train.grad_accumulation is 7; it must be a divisor of batch_size (8)"),
         ("train.min_lr=1", "train.min_lr is 1.0; it must be at most train.lr"),
         ("train.save_at=soon", "train.save_at is 'soon'; it must be pythia or steps"),
-        ("model.activation=glu", "it must be one of gelu, gelu_tanh, relu, swiglu (did you mean gelu?)"),
+        ("model.activation=glu", "it must be one of gelu, gelu_tanh, relu, relu2, swiglu (did you mean gelu?)"),
         ("model.d_model=130", "model.d_model is 130; it must be a multiple of model.n_heads (4)"),
         ("model.n_kv_heads=3", "model.n_kv_heads is 3; it must be a divisor of model.n_heads (4)"),
         ("data.val_fraction=1", "it must be above 0 and below 1"),

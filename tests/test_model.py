@@ -8,6 +8,7 @@ import torch
 
 import kernels
 from minilm.config import ModelConfig, build
+from minilm.errors import UserError
 from minilm.hardware import saved_bytes
 from minilm.model import GPT, rotary_table, rotate
 
@@ -18,6 +19,11 @@ KINDS = {
     "llama": {"norm_type": "rmsnorm", "position": "rope", "activation": "swiglu", "n_kv_heads": 2, "bias": False},
     "post-norm, relu": {"norm": "post", "activation": "relu"},
     "dropout": {"dropout": 0.3},
+    "normed queries and keys, squared relu": {
+        **{"qk_norm": True, "activation": "relu2", "position": "rope", "rope_base": 500.0},
+        **{"tie_embeddings": False, "bias": False},
+    },
+    "normed by rmsnorm, positions learned": {"qk_norm": True, "norm_type": "rmsnorm"},
 }
 
 
@@ -111,6 +117,32 @@ def test_logits_are_those_of_gpt2():
     tokens, _ = batch()
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
+
+
+def test_zero_out_begins_from_the_embeddings_alone():
+    model = make(init="zero_out", tie_embeddings=False, d_model=256, vocab_size=1000, n_layers=2, activation="relu2")
+    for name, p in model.named_parameters():
+        if name.endswith(("out.weight", "down.weight", "bias")) or name == "head.weight":
+            assert (p == 0).all(), name
+        elif p.ndim == 2:
+            expected = 1.0 if "embedding" in name else p.shape[1] ** -0.5
+            assert p.std().item() == pytest.approx(expected, rel=0.03), name
+    tokens, targets = batch()
+    assert model(tokens, targets).item() == pytest.approx(math.log(1000), rel=1e-6)
+    with pytest.raises(UserError, match=r"model.init is 'zero_out'; it must be gpt2 where model.tie_embeddings"):
+        make(init="zero_out")
+
+
+def test_normed_queries_and_keys_do_not_know_their_size():
+    """Scores depend on directions alone, so scaled projections change nothing; without the norm they do."""
+    for qk_norm in (True, False):
+        model = make(qk_norm=qk_norm, bias=False).eval()
+        tokens, _ = batch()
+        before = model(tokens)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.attention.qkv.weight[:64] *= 30  # of queries and keys
+        assert torch.allclose(model(tokens), before, atol=1e-4) == qk_norm
 
 
 def test_initialisation_is_gpt2s():

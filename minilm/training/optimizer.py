@@ -30,8 +30,8 @@ def build_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimi
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
     if not by_muon:
         return [adamw]
-    decay = config.weight_decay
-    return [torch.optim.Muon(matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.muon_momentum}
+    return [torch.optim.Muon(matrices, **settings, ns_steps=config.muon_steps, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -48,11 +48,25 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """The rate of update `step`, counted from 0: linear warm-up, then cosine, linear or no decay down to min_lr."""
+    """The rate of update `step`, counted from 0: linear warm-up, then down to min_lr along a cosine or a line, or not
+    at all, or (wsd: warm-up, stable, decay; Hu et al. 2024) along a line in the last decay_fraction of the steps."""
     if step < config.warmup_steps:
         return config.lr * (step + 1) / (config.warmup_steps + 1)
     if config.schedule == "constant":
         return config.lr
-    done = min(1.0, (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps))
+    start = config.warmup_steps
+    if config.schedule == "wsd":
+        start = max(start, round(config.steps * (1 - config.decay_fraction)))
+    done = min(1.0, max(0, step - start) / max(1, config.steps - start))
     left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
     return config.min_lr + left * (config.lr - config.min_lr)
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> float:
+    """Give every parameter group its rate for update `step`; returns that of the journal, learning_rate()."""
+    rate = learning_rate(step, config)
+    for optimizer in optimizers:
+        beside_muon = len(optimizers) > 1 and isinstance(optimizer, torch.optim.AdamW) and config.adamw_lr is not None
+        for group in optimizer.param_groups:
+            group["lr"] = rate * config.adamw_lr / config.lr if beside_muon else rate
+    return rate

@@ -12,7 +12,7 @@ from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training import checkpoint
 from minilm.training.evaluate import evaluate
-from minilm.training.optimizer import build_optimizers, learning_rate, step_unless
+from minilm.training.optimizer import build_optimizers, learning_rate, set_rates, step_unless
 
 
 def small(**changes):
@@ -37,6 +37,13 @@ class TestSchedule:
         assert [learning_rate(s, linear) for s in (0, 25, 100, 200)] == pytest.approx([1, 0.75, 0, 0])
         assert learning_rate(99, TrainConfig(schedule="constant", lr=0.3, warmup_steps=0)) == 0.3
 
+    def test_warm_up_stable_decay_falls_in_its_last_share_only(self):
+        wsd = TrainConfig(steps=100, warmup_steps=10, lr=1.0, min_lr=0.1, schedule="wsd", decay_fraction=0.4)
+        rates = [learning_rate(s, wsd) for s in (9, 10, 30, 60, 80, 100, 120)]
+        assert rates == pytest.approx([10 / 11, 1, 1, 1, 0.55, 0.1, 0.1])
+        whole = TrainConfig(steps=100, warmup_steps=10, lr=1.0, min_lr=0.0, schedule="wsd", decay_fraction=1.0)
+        assert [learning_rate(s, whole) for s in (10, 55)] == pytest.approx([1, 0.5])  # never before the warm-up's end
+
 
 class TestOptimizer:
     @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -54,6 +61,25 @@ class TestOptimizer:
         muon, _ = build_optimizers(model, TrainConfig(optimizer="muon"))
         names = {name for name, p in model.named_parameters() if any(p is q for q in muon.param_groups[0]["params"])}
         assert names == {f"blocks.0.{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.up", "mlp.down")}
+
+    def test_adamw_beside_muon_has_a_rate_of_its_own_that_follows_the_schedule(self):
+        settings = {"optimizer": "muon", "lr": 0.01, "warmup_steps": 1, "schedule": "constant"}
+        for changes, ratio in (({"adamw_lr": 0.03}, 3), ({}, 1)):
+            config = TrainConfig(**settings, **changes)
+            optimizers = build_optimizers(small(), config)
+            for step, rate in ((0, 0.005), (5, 0.01)):
+                assert set_rates(optimizers, step, config) == rate
+                muon, adamw = ([g["lr"] for g in optimizer.param_groups] for optimizer in optimizers)
+                assert muon == [rate] and adamw == pytest.approx([rate * ratio] * 2)
+        alone = TrainConfig(lr=0.01, warmup_steps=0, adamw_lr=0.03)
+        (adamw,) = build_optimizers(small(), alone)
+        set_rates([adamw], 0, alone)
+        assert [g["lr"] for g in adamw.param_groups] == [0.01, 0.01]
+
+    def test_muon_takes_its_settings(self):
+        muon, _ = build_optimizers(small(), TrainConfig(optimizer="muon", muon_momentum=0.8, muon_steps=3))
+        (group,) = muon.param_groups
+        assert (group["momentum"], group["ns_steps"]) == (0.8, 3)
 
     @pytest.mark.parametrize("name", ["adamw", "muon"])
     def test_a_flagged_step_changes_nothing(self, name):
