@@ -28,6 +28,7 @@ setup(
         "click>=8.2",
         "rich>=13.7",
         "tokenizers>=0.20",
+        "safetensors>=0.5",  # weights of other houses, in and out; half a megabyte that depends on nothing
         "jinja2>=3.1",
         "filelock>=3.13",  # a run folder has one writer; torch brings it too
     ],

@@ -80,6 +80,8 @@ def tell(found: Findings) -> int:
 
 def _look_at_checkpoint(path: Path) -> str:
     state = checkpoint.load(path)
+    if "config" not in state or not isinstance(state.get("step"), int):
+        raise UserError(f"{path} lacks the configuration or the step of a run: minilm train did not write it.")
     for name, tensor in state["model"].items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path} holds numbers that are not finite, in {name}.")
@@ -94,11 +96,6 @@ def _check_data(path: Path, found: Findings) -> None:
     data = open_dataset(path)
     for split in SPLITS:
         found.tried(f"{path / split}.bin: checksum", lambda split=split: _look_at_hash(path, data.meta, split), again)
-    if data.tokenizer.vocab_size != data.vocab_size:
-        found.wrong(
-            f"{path / 'tokenizer.json'} has {data.tokenizer.vocab_size} tokens and meta.json says {data.vocab_size}",
-            again,
-        )
 
 
 def _look_at_hash(path: Path, meta: dict[str, Any], split: str) -> str:
@@ -118,11 +115,18 @@ def _check_run(path: Path, found: Findings) -> None:
     if not found.tried(f"{path / journal.CONFIG}", lambda: read_config(path) and None, anew):
         return
     config = read_config(path)
+    imported = "imported" in journal.read_json(path / journal.CONFIG)  # weights alone, no training to go on with
+    if not imported:
+        _silently(found, lambda: journal.read_facts(path), anew)
     for name, look in (
         ("tokenizer.json", lambda: f", {load_tokenizer(path / 'tokenizer.json').vocab_size} tokens"),
         (journal.DATA, lambda: journal.read_json(path / journal.DATA) and None),
     ):
         found.tried(f"{path / name}", look, f"copy {name} from the prepared data, or from a run on the same text")
+    if imported:
+        weights = path / checkpoint.FOLDER / checkpoint.best_name(config.preset)
+        found.tried(str(weights), lambda: _look_at_checkpoint(weights), "import the model again")
+        return
     steps = _check_checkpoints(path, found)
     _check_journal(path, found, steps, checkpoint.best_loss(path, config.preset))
     for sample in sorted((path / journal.SAMPLES).glob("*.json")):
@@ -178,10 +182,10 @@ def _check_journal(path: Path, found: Findings, step: int | None, best_on_disk: 
     if twice:
         found.wrong(f"{path / journal.METRICS} has step {twice[0]} twice", "nothing; reports show both rows")
     last = max([step or 0, *(row["step"] for row in rows if "loss" in row)])
-    missing = journal.missing_steps(rows, last)
+    missing, first = journal.missing_steps(rows, last)
     if missing:
         found.wrong(
-            f"{path / journal.METRICS} lacks {len(missing)} of {last} steps, the first of them {missing[0]}",
+            f"{path / journal.METRICS} lacks {missing} of {last} steps, the first of them {first}",
             "nothing, for those rows are gone; the weights are not touched by it",
         )
     losses = [row["val_loss"] for row in rows if isinstance(row.get("val_loss"), float)]

@@ -67,6 +67,8 @@ def write_folder(path: Path, names: Container[str], write: Callable[[Path], None
         write(new)
         for file in (p for p in new.rglob("*") if p.is_file()):
             sync_file(file)
+        for folder in (new, *(p for p in new.rglob("*") if p.is_dir())):
+            sync_folder(folder)
         if path.exists():
             os.replace(path, work / "old")
         os.replace(new, path)

@@ -20,7 +20,6 @@ from minilm import decoding
 from minilm.config import ModelConfig
 from minilm.decoding import KVCache, Sampling
 
-EPS = 1e-5  # in every norm, as in GPT-2
 
 
 class Linear(nn.Linear):
@@ -42,21 +41,22 @@ class Norm(nn.Module):
 
     def __init__(self, config: ModelConfig, ops: Backend, width: int | None = None):
         super().__init__()
-        self.ops, self.rms, width = ops, config.norm_type == "rmsnorm", width or config.d_model
+        self.ops, self.rms, self.eps = ops, config.norm_type == "rmsnorm", config.norm_eps
+        width = width or config.d_model
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width)) if config.bias and not self.rms else None
 
     def forward(self, x: Tensor) -> Tensor:
         """norm(x)"""
         if self.rms:
-            return self.ops.rms_norm(x, self.weight, EPS)
-        return self.ops.layer_norm(x, self.weight, self.bias, EPS)
+            return self.ops.rms_norm(x, self.weight, self.eps)
+        return self.ops.layer_norm(x, self.weight, self.bias, self.eps)
 
     def add(self, branch: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """norm(x + branch) and x + branch, in one pass over memory."""
         if self.rms:
-            return self.ops.add_rms_norm(branch, x, self.weight, EPS)
-        return self.ops.add_layer_norm(branch, x, self.weight, self.bias, EPS)
+            return self.ops.add_rms_norm(branch, x, self.weight, self.eps)
+        return self.ops.add_layer_norm(branch, x, self.weight, self.bias, self.eps)
 
 
 class Attention(nn.Module):

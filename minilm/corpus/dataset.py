@@ -34,7 +34,7 @@ from minilm.corpus.tokenizer import (
     load_tokenizer,
 )
 from minilm.errors import UserError
-from minilm.files import check_plain
+from minilm.files import check_plain, sync_file, sync_folder
 
 FORMAT = 1
 SPLITS = ("train", "val")
@@ -69,14 +69,26 @@ def prepared(config: DataConfig) -> Dataset:
     """The dataset for `config` from the cache, prepared first where it is not there yet.
 
     The cache is keyed by the content of the source and by every setting that changes what is written, so a changed
-    file is prepared anew and a moved one is not. A source that is a folder which prepare() wrote is opened as it is.
+    file is prepared anew and a moved one is not. A source that is a folder which prepare() wrote is opened as it is;
+    UserError where config.tokenizer_file names other tokens than it has.
     """
-    if (Path(config.source) / "meta.json").exists() and (Path(config.source) / "train.bin").exists():
-        return open_dataset(Path(config.source))
-    source = open_source(config)
+    given = load_tokenizer(Path(config.tokenizer_file)) if config.tokenizer_file else None
+    if _is_prepared(Path(config.source)):
+        dataset = open_dataset(Path(config.source))
+        if given and given.to_json() != dataset.tokenizer.to_json():
+            raise UserError(
+                f"{config.source} was prepared with other tokens than those of {config.tokenizer_file}; name the text "
+                f"itself as --data, or prepare it again: minilm prepare TEXT --tokenizer-file {config.tokenizer_file} "
+                "--out FOLDER."
+            )
+        return dataset
+    source = source_of(config)
     settings = dataclasses.asdict(config)
     used = ["tokenizer", "val_fraction", "split", "unknown"] + (["vocab_size"] if config.tokenizer == "bpe" else [])
-    key = json.dumps([FORMAT, source.fingerprint(), {name: settings[name] for name in used}])
+    settings = {name: settings[name] for name in used}
+    if given:
+        settings |= {"vocab_size": given.vocab_size, "given": hashlib.sha256(given.to_json().encode()).hexdigest()}
+    key = json.dumps([FORMAT, source.fingerprint(), settings])
     folder = cache_folder() / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if (folder / "meta.json").exists():
         with contextlib.suppress(UserError):  # what is damaged in the cache is made again
@@ -85,12 +97,27 @@ def prepared(config: DataConfig) -> Dataset:
     return open_dataset(folder)
 
 
+def _is_prepared(folder: Path) -> bool:
+    try:
+        return (folder / "meta.json").exists() and (folder / "train.bin").exists()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def source_of(config: DataConfig) -> Source:
+    """The text that `config` names. Raises UserError for what cannot be read, be it for the name alone."""
+    try:
+        return open_source(config)
+    except OSError as error:
+        raise UserError(f"{config.source[:100]} cannot be read ({error.strerror}); name a file or a folder.") from None
+
+
 def prepare(config: DataConfig, out: Path, source: Source | None = None) -> Path:
     """Tokenize a source into the folder `out`, which appears whole or not at all. Memory does not grow with the text.
 
     Raises UserError for a source that is empty or leaves a split empty, and for an `out` that holds other things.
     """
-    source = source or open_source(config)
+    source = source or source_of(config)
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
         raise UserError(f"{out} exists and holds other things than prepared data; name another folder by --out.")
     try:
@@ -105,10 +132,14 @@ def prepare(config: DataConfig, out: Path, source: Source | None = None) -> Path
             _write(config, source, work)
         except OSError as error:
             raise UserError(f"{work} could not be written ({error.strerror or error}); free some space.") from None
+        os.chmod(work, 0o755)
+        for path in work.iterdir():  # else after a power cut there may be files of the right size that hold zeros
+            sync_file(path)
+        sync_folder(work)
         if out.exists():
             shutil.rmtree(out)
-        os.chmod(work, 0o755)
         os.replace(work, out)
+        sync_folder(out.parent)
     except OSError as error:
         if not (out / "meta.json").exists():  # else another process prepared the same meanwhile
             raise UserError(f"{out} could not be written ({error.strerror or error}).") from None
@@ -190,15 +221,19 @@ def _last_character(encoded: bytes) -> int:
 
 
 def _write(config: DataConfig, source: Source, work: Path) -> None:
-    separator = {"char": "\n\n", "bpe": END_OF_TEXT + "\n"}[config.tokenizer] if source.separated else ""
+    given = load_tokenizer(Path(config.tokenizer_file)) if config.tokenizer_file else None
+    kind = given.kind if given else config.tokenizer
+    separator = {"char": "\n\n", "bpe": END_OF_TEXT + "\n"}[kind] if source.separated else ""
     spool = _Spool(source, separator, work / "text")
     if not spool.bytes:
         raise UserError(f"{config.source} is empty; it needs some text to learn from.")
     rule = config.split if config.split != "auto" else "document" if len(spool.bytes) >= source.by_document else "tail"
     ranges = _by_document(spool, config) if rule == "document" else _tail(spool, config)
 
-    if config.tokenizer == "char":
-        tokenizer: Tokenizer = CharTokenizer.train(spool.seen, config.unknown)
+    if given is not None:
+        tokenizer: Tokenizer = given
+    elif config.tokenizer == "char":
+        tokenizer = CharTokenizer.train(spool.seen, config.unknown)
     else:
         tokenizer = BPETokenizer.train(
             (text for start, end in ranges["train"] for text in spool.read(start, end)), config.vocab_size
@@ -215,7 +250,13 @@ def _write(config: DataConfig, source: Source, work: Path) -> None:
         "sha256": spool.sha256,
     }
     for split in SPLITS:
-        meta[split] = _tokenize(spool, ranges[split], tokenizer, dtype, work / f"{split}.bin")
+        try:
+            meta[split] = _tokenize(spool, ranges[split], tokenizer, dtype, work / f"{split}.bin", config.unknown)
+        except UserError as error:
+            raise UserError(
+                f"{config.source} has more than {config.tokenizer_file} knows. {error} "
+                "(In training: --set data.unknown=replace.)"
+            ) from None
         if not meta[split]["tokens"]:
             raise UserError(
                 f"{config.source} leaves the {split} split empty ({len(spool.bytes)} documents split by {rule}); give "
@@ -265,7 +306,7 @@ def _floor(spool: _Spool, config: DataConfig) -> dict[str, float] | None:
 
 
 def _tokenize(
-    spool: _Spool, ranges: list[tuple[int, int]], tokenizer: Tokenizer, dtype: np.dtype, path: Path
+    spool: _Spool, ranges: list[tuple[int, int]], tokenizer: Tokenizer, dtype: np.dtype, path: Path, unknown: str
 ) -> dict[str, Any]:
     tokens = characters = size = 0
     digest = hashlib.sha256()
@@ -274,7 +315,7 @@ def _tokenize(
 
         def flush() -> int:
             encode_many = getattr(tokenizer, "encode_many", None)
-            ids = encode_many(held) if encode_many else tokenizer.encode("".join(held))
+            ids = encode_many(held) if encode_many else tokenizer.encode("".join(held), unknown)
             held.clear()
             content = ids.astype(dtype).tobytes()
             file.write(content)
@@ -312,6 +353,8 @@ def open_dataset(folder: Path) -> Dataset:
             )
         kinds = {"vocab_size": int, "bytes_per_token": int | float, "sha256": str, "floor": dict | None}
         wrong = [key for key, kind in kinds.items() if not isinstance(meta[key], kind)]
+        wrong += [] if wrong or 0 < meta["bytes_per_token"] < math.inf else ["bytes_per_token"]
+        wrong += [] if meta["floor"] is None or isinstance(meta["floor"]["nats"], int | float) else ["floor"]
         if wrong:
             raise TypeError(wrong[0])
         arrays = {}
@@ -336,7 +379,13 @@ def open_dataset(folder: Path) -> Dataset:
                 f"{folder / split}.bin holds token {tokens[at]} at position {at} and the vocabulary has "
                 f"{meta['vocab_size']}: the file is damaged or not from this tokenizer, prepare the data again."
             )
-    return Dataset(folder, meta, arrays["train"], arrays["val"], load_tokenizer(folder / "tokenizer.json"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.vocab_size != meta["vocab_size"]:
+        raise UserError(
+            f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens and meta.json says {meta['vocab_size']}: "
+            "it is not the one that the ids are from, prepare the data again."
+        )
+    return Dataset(folder, meta, arrays["train"], arrays["val"], tokenizer)
 
 
 def _first_from(path: Path, dtype: np.dtype, bound: int) -> int | None:

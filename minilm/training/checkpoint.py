@@ -130,14 +130,19 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def shapes_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a GPT's state, tied weights under both names; takes no memory for numbers."""
+    with torch.device("meta"), _Undrawn():
+        return {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+
+
 def check_shapes(path: Path, state: dict[str, Any], config: ModelConfig) -> None:
     """Raises UserError where the weights (tensors of any device) are not those of a GPT of this configuration."""
     try:
         saved = {name: tuple(tensor.shape) for name, tensor in state["model"].items()}
         own = {}
         if config.n_layers <= len(saved):  # else they are too few, and building so many layers may take all memory
-            with torch.device("meta"), _Undrawn():
-                own = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+            own = shapes_of(config)
         allowed = {*own.values(), (), (1,)}
         moments = [t for o in state.get("optimizers", []) for t in tensors_in(o) if tuple(t.shape) not in allowed]
     except Exception as error:  # a configuration that only a foreign file has
@@ -186,9 +191,10 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     damage: list[str] = []
     for path in present:
         try:
-            if "optimizers" in verify(path):
+            state = verify(path)
+            if {"optimizers", "config"} <= state.keys() and isinstance(state.get("step"), int):
                 return path, damage
-            damage.append(f"{path} holds weights only.")
+            damage.append(f"{path} does not hold all that training goes on from.")
         except UserError as error:
             damage.append(str(error))
     if not present and not any(folder.glob("*.pt")):

@@ -7,15 +7,19 @@ metrics.jsonl  a row a step: step, tokens, loss, lr, grad_norm, tokens_per_s, wa
 events.jsonl   what happened: started, resume, config_change, warning, best, spike, rewind, non_finite, saved, stopped,
                finished
 checkpoints/ samples/
+metrics.csv tensorboard/ wandb/: see loggers.py
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,8 @@ from minilm.errors import UserError
 from minilm.files import check_plain, make_folder, remove_parts, sync_file, write_atomically
 
 CONFIG, DATA, METRICS, EVENTS, SAMPLES = "config.json", "data.json", "metrics.jsonl", "events.jsonl", "samples"
-FILES, FOLDERS = (CONFIG, DATA, METRICS, EVENTS, "tokenizer.json"), ("", SAMPLES, "checkpoints")
+LOCK, HOLDER = ".lock", ".holder"
+FILES, FOLDERS = (CONFIG, DATA, METRICS, EVENTS, "tokenizer.json", LOCK, HOLDER), ("", SAMPLES, "checkpoints")
 LOCK_WAIT_S = 1.0  # a git that a killed process had just started still holds its files for a moment
 SAID_AGAIN = {"best", "spike", "non_finite", "finished"}  # by the steps that a resumed run repeats
 
@@ -73,9 +78,40 @@ def read_config(run: Path) -> RunConfig:
     """The configuration of a run folder; raises UserError where it has none."""
     saved = read_json(run / CONFIG)
     try:
-        return RunConfig.from_dict(saved)
+        config = RunConfig.from_dict(saved)
+        if config.data.tokenizer_file and (run / "tokenizer.json").exists():  # a run has its tokens with it
+            own = dataclasses.replace(config.data, tokenizer_file=str((run / "tokenizer.json").resolve()))
+            config = dataclasses.replace(config, data=own)
+        return config
     except (KeyError, TypeError):
         raise UserError(f"{run / CONFIG} is no configuration of a run: {json.dumps(saved)[:60]} ...") from None
+
+
+def read_facts(run: Path) -> dict[str, Any]:
+    """The facts in the configuration of a run folder; raises UserError where it lacks those that --resume needs."""
+    facts = read_json(run / CONFIG).get("facts")
+    if not isinstance(facts, dict) or not {"data_sha256", "created"} <= facts.keys():
+        raise UserError(f"{run / CONFIG} lacks the facts of a run, among them the checksum of its text.")
+    return facts
+
+
+class Logger:
+    """Who else is told what the journal has written; this one does nothing with it."""
+
+    def go_on(self, step: int) -> None:
+        """Rows after `step` (-1: all) are taken back, as a resumed run says them again; called before all others."""
+
+    def rows(self, rows: list[dict[str, Any]]) -> None:
+        """Rows that metrics.jsonl holds now, in order of step."""
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Texts that the model wrote, each with its prompt and temperature."""
+
+    def figure(self, step: int, draw: Callable[[], bytes]) -> None:
+        """The figure of the report as PNG, once all steps are done."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
 
 
 class RunFolder:
@@ -84,7 +120,7 @@ class RunFolder:
     def __init__(self, path: Path, resume: bool):
         """Raises UserError for a folder that is a run already (without resume), is not one (with it), is held by
         another process or cannot be written."""
-        self.path = path
+        self.path, self.log = path, Logger()
         check_folder(path)
         exists = (path / CONFIG).exists()
         if exists and not resume:
@@ -93,11 +129,11 @@ class RunFolder:
             raise UserError(f"{path} holds no run to resume: it has no {CONFIG}.")
         if not exists and path.exists() and (not path.is_dir() or any(p.name[0] != "." for p in path.iterdir())):
             raise UserError(f"{path} exists and is no run folder; name another folder by --out.")
-        holder = path / ".holder"
+        holder = path / HOLDER
         self._made = [p for p in (path, *path.parents) if not p.exists()]
         try:
             make_folder(path)
-            self._lock = FileLock(path / ".lock")
+            self._lock = FileLock(path / LOCK)
             self._lock.acquire(timeout=LOCK_WAIT_S)
             holder.write_text(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}", encoding="utf-8")
         except Timeout:
@@ -116,11 +152,12 @@ class RunFolder:
         try:
             self.flush()
         finally:
-            (self.path / ".holder").unlink(missing_ok=True)
+            self.log.close()
+            (self.path / HOLDER).unlink(missing_ok=True)
             self._lock.release()
         if not (self.path / CONFIG).exists():  # it failed before it began: leave nothing behind
             with contextlib.suppress(OSError):
-                (self.path / ".lock").unlink(missing_ok=True)
+                (self.path / LOCK).unlink(missing_ok=True)
                 for folder in self._made:
                     folder.rmdir()
 
@@ -130,8 +167,10 @@ class RunFolder:
 
     def flush(self, durable: bool = False) -> None:
         """Write the rows that wait; durable: and have them, and the events, survive a power cut."""
-        rows, self._rows = self._rows, []
+        rows, self._rows = [{k: _plain(v) for k, v in row.items()} for row in self._rows], []
         _append(self.path / METRICS, rows)
+        if rows:
+            self.log.rows(rows)
         if durable:
             sync_file(self.path / METRICS)
             sync_file(self.path / EVENTS)
@@ -141,8 +180,8 @@ class RunFolder:
 
     def gap(self, step: int) -> str | None:
         """A sentence about steps up to `step` that the journal lacks, as a damaged disk may leave it."""
-        missing = missing_steps(read_rows(self.path / METRICS), step) if (self.path / METRICS).exists() else []
-        return f"{METRICS} lacks {len(missing)} steps up to {step}, the first of them {missing[0]}" if missing else None
+        count, first = missing_steps(read_rows(self.path / METRICS) if (self.path / METRICS).exists() else [], step)
+        return f"{METRICS} lacks {count} steps up to {step}, the first of them {first}" if count else None
 
     def finish(self, step: int, message: str, **more: Any) -> None:
         """The event of the end, unless it is there already."""
@@ -152,10 +191,12 @@ class RunFolder:
 
     def event(self, step: int, event: str, message: str, **more: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        _append(self.path / EVENTS, [{"step": step, "time": stamp, "event": event, "message": message, **more}])
+        row = {"step": step, "time": stamp, "event": event, "message": message, **more}
+        _append(self.path / EVENTS, [{k: _plain(v) for k, v in row.items()}])
 
     def sample(self, step: int, samples: list[dict[str, Any]]) -> None:
         write_json(self.path / SAMPLES / f"step_{step:06d}.json", {"step": step, "samples": samples})
+        self.log.samples(step, samples)
 
     def rewind(self, step: int, rewinds: int = 0) -> None:
         """Drop what the steps after `step` said and a last line that was cut, so that a resumed run leaves no gap and
@@ -174,11 +215,17 @@ class RunFolder:
                 kept += [json.dumps(row) + "\n"] if keep else []
             text = "".join(kept)
             write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+        self.log.go_on(step)
 
 
-def missing_steps(rows: list[dict[str, Any]], step: int) -> list[int]:
-    """The steps from 1 to `step` that have no row of their own."""
-    return sorted(set(range(1, step + 1)) - {row["step"] for row in rows if "loss" in row})
+def missing_steps(rows: list[dict[str, Any]], step: int) -> tuple[int, int]:
+    """How many of the steps from 1 to `step` have no row of their own, and the first of them (0: none).
+
+    Takes memory by the rows, not by `step`, which in a damaged journal is any number.
+    """
+    present = {row["step"] for row in rows if "loss" in row and 1 <= row["step"] <= step}
+    count = step - len(present)
+    return count, next(n for n in itertools.count(1) if n not in present) if count else 0
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -197,7 +244,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
-    lines = [json.dumps({k: _plain(v) for k, v in row.items()}) + "\n" for row in rows]
+    lines = [json.dumps(row) + "\n" for row in rows]
     try:
         with open(path, "a", encoding="utf-8") as file:
             file.write("".join(lines))
