@@ -2,7 +2,7 @@
 
 The command line is `minilm --help`. From Python, what a course's notebook calls is here, loaded when first used:
 
-    from minilm import plot_training_report, scaling_analysis
+    from minilm import assess_generation_quality, plot_training_report, scaling_analysis
 """
 
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {
+    "assess_generation_quality": "minilm.sampling.assess",
     "plot_training_report": "minilm.report.figures",
     "scaling_analysis": "minilm.studies.notebook",
 }
-__all__ = ["plot_training_report", "scaling_analysis"]
+__all__ = ["assess_generation_quality", "plot_training_report", "scaling_analysis"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,9 @@
 """Reads a run folder: what training wrote on disk, and nothing else.
 
 The files and their fields are those that training writes: config.json, data.json, metrics.jsonl, events.jsonl,
-baselines.json, samples/step_*.json, and the names and sizes of checkpoints/*.pt, which are never opened. A run may
-still be going on: every file but config.json and metrics.jsonl may be missing, and the last line of a .jsonl file may
-be torn.
+baselines.json, samples/step_*.json, samples/watch.json and quality.json, and the names and sizes of checkpoints/*.pt,
+which are never opened. A run may still be going on: every file but config.json and metrics.jsonl may be missing, and
+the last line of a .jsonl file may be torn.
 """
 
 import json
@@ -36,6 +36,8 @@ class Run:
     events: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, Any] = field(default_factory=dict)
     samples: list[tuple[int, list[dict[str, Any]]]] = field(default_factory=list)  # (step, samples), in order of step
+    watch: dict[str, Any] = field(default_factory=dict)  # texts by checkpoint, prompt and temperature
+    quality: dict[str, Any] = field(default_factory=dict)  # how good those are
     checkpoints: list[tuple[str, int]] = field(default_factory=list)  # (file name, bytes)
     left_out: list[str] = field(default_factory=list)  # what could not be read, a sentence each
 
@@ -190,6 +192,8 @@ def read_run(path: str | Path) -> Run:
         events=[e for e in _read_lines(path / "events.jsonl", left_out) if isinstance(e.get("event"), str)],
         baselines=_read_json(path / "baselines.json", left_out),
         samples=_read_samples(path / "samples", left_out),
+        watch=_read_json(path / "samples" / "watch.json", left_out),
+        quality=_read_json(path / "quality.json", left_out),
         checkpoints=sorted((p.name, p.stat().st_size) for p in (path / "checkpoints").glob("*.pt")),
         left_out=left_out,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from minilm.report import panels, words
+from minilm.report import learning, panels, words
 from minilm.report.canvas import svg
 from minilm.report.runs import Run, number, table
 
@@ -38,7 +38,9 @@ def view_of(run: Run, slug: str, prefix: str) -> dict[str, Any]:
         "losses_note": _losses_note(run),
         "has_floor": run.floor is not None,
         "unit": run.unit,
-        "progress": _progress(run),
+        "watch": (watch := learning.watch_of(run)),
+        "quality": learning.quality_of(run, prefix, slug),
+        "progress": [] if watch else _progress(run),  # which shows the same, at one temperature
         "samples": _last_samples(run),
         "events": _events(run),
         "settings": _settings(run),

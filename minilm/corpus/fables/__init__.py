@@ -14,10 +14,11 @@ some weaver in a small town likes to eat.
 from collections.abc import Iterator
 from functools import cache
 from random import Random
+from typing import NamedTuple
 
-from minilm.corpus.fables.pens import NotAFable, Reader, Writer
+from minilm.corpus.fables.pens import Listener, NotAFable, Reader, Unfinished, Writer
 
-__all__ = ["VERSION", "NotAFable", "accepts", "log_probability", "stories"]
+__all__ = ["VERSION", "NotAFable", "Reading", "accepts", "log_probability", "read", "stories"]
 
 VERSION = 2  # changes whenever the text for a seed changes
 
@@ -59,6 +60,28 @@ def accepts(text: str) -> bool:
     except NotAFable:
         return False
     return True
+
+
+class Reading(NamedTuple):
+    """accepted: None while the text ends within a story that the source could still write. characters: of the story
+    where accepted, its closing blank line included; else up to where it leaves the grammar, give or take a word, or
+    the text ends. log_probability: of the story in nats, None where it is not accepted."""
+
+    accepted: bool | None
+    characters: int
+    log_probability: float | None
+
+
+def read(text: str) -> Reading:
+    """Whether the source could have written the story that stands at the beginning of a text which may go on."""
+    pen = Listener(text)
+    try:
+        _grammar().walk(pen)
+    except Unfinished:
+        return Reading(None, len(text), None)
+    except NotAFable:
+        return Reading(False, pen.furthest, None)
+    return Reading(True, pen.position, pen.log_p)
 
 
 @cache

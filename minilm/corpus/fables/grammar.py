@@ -65,7 +65,7 @@ class Literal(Step):
         pen.say(self.text)
 
     def begins(self, reader, memory):
-        return reader.text.startswith(self.text, reader.position)
+        return reader.goes_on(self.text)
 
     def fixed_length(self, memory):
         return len(self.text)

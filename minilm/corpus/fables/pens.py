@@ -1,11 +1,15 @@
 """The two pens that walk the grammar: a Writer draws every choice, a Reader finds in a text which choices were made.
 
-Both keep count of the log-probability, in nats.
+Both keep count of the log-probability, in nats. A Listener is a Reader of a text that may go on after its end.
 """
 
 from bisect import bisect_right
 
 _WORD_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-")
+
+
+class Unfinished(Exception):
+    """The text ends where the source could still go on."""
 
 
 class NotAFable(ValueError):
@@ -98,6 +102,10 @@ class Reader:
         self.position -= length
         return begins
 
+    def goes_on(self, spelling):
+        """Whether this text stands here."""
+        return self.text.startswith(spelling, self.position)
+
     def stands(self, spelling):
         """Whether this spelling stands here as a whole word."""
         end = self.position + len(spelling)
@@ -117,3 +125,39 @@ class Reader:
 
     def fail(self, expected):
         raise NotAFable(self.text, self.position, expected)
+
+
+class Listener(Reader):
+    """Raises Unfinished where the answer to a question lies after the end of the text, and NotAFable only where nothing
+    that might follow could mend it: no two alternatives begin alike, so that one in agreement to the end is enough.
+    furthest: up to where the text agrees with something that the source could write."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        self.furthest = 0
+
+    def say(self, text):
+        self._wait_for([text])
+        super().say(text)
+
+    def goes_on(self, spelling):
+        self._wait_for([spelling])
+        return super().goes_on(spelling)
+
+    def stands(self, spelling):
+        self._wait_for([spelling], whole_word=True)
+        return super().stands(spelling)
+
+    def find(self, words, form):
+        spellings, lengths = words.index(form)
+        self._wait_for(spellings if len(self.text) - self.position <= lengths[-1] else (), whole_word=True)
+        return super().find(words, form)
+
+    def _wait_for(self, spellings, whole_word=False):
+        rest = self.text[self.position :]
+        if any(len(rest) < len(s) + whole_word and s.startswith(rest) for s in spellings):
+            raise Unfinished
+        self.furthest = max(self.furthest, self.position)
+        if len(spellings) == 1:
+            differs = (i for i, (a, b) in enumerate(zip(rest, spellings[0], strict=False)) if a != b)
+            self.furthest = max(self.furthest, self.position + next(differs, len(spellings[0])))
