@@ -26,6 +26,14 @@ def text_file(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def capstone_folder(tmp_path_factory, text_file):
+    """A miniature capstone, killed as it trained and as it compared, told to stop, and finished. Not to be changed."""
+    from tests.capstone.miniature import make_with_kills
+
+    return make_with_kills(tmp_path_factory.mktemp("capstone") / "made", text_file)
+
+
 RUN_WHEN_ASKED_FOR = {"slow": "takes minutes; run with -m slow", "faults": "takes minutes; run with -m faults"}
 
 

@@ -32,7 +32,7 @@ def write_ablation(result: Result, out: Path, runs: Mapping[str, Path]) -> Path:
     result: of analyse(). runs: the run folder of each trial's id, for the curves; one that is missing or cannot be read
     is left out of the figures, and the page says so. Raises UserError where `out` cannot be written.
     """
-    found, lost = _read(result, runs)
+    found, lost = read_runs(result, runs)
     plates = plates_of(result, found)
     page = page_of(result, plates, lost)
     try:
@@ -51,7 +51,7 @@ def write_ablation(result: Result, out: Path, runs: Mapping[str, Path]) -> Path:
     return out / "report.html"
 
 
-def _read(result: Result, runs: Mapping[str, Path]) -> tuple[dict[str, Run], list[str]]:
+def read_runs(result: Result, runs: Mapping[str, Path]) -> tuple[dict[str, Run], list[str]]:
     """The runs that can be read, by trial; and the trials that ended but whose runs cannot."""
     found, lost = {}, []
     shown = {i for row in result["table"] for i in row["trials"]}

@@ -97,7 +97,7 @@ def sheet() -> Iterator[None]:
         yield
 
 
-def save_png(figure: Figure, path: Path, dpi: int = 150) -> None:
+def save_png(figure: Figure, path: Path | io.BytesIO, dpi: int = 150) -> None:
     figure.savefig(path, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 

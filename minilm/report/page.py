@@ -17,8 +17,9 @@ import numpy as np
 from markupsafe import Markup
 
 from minilm.errors import UserError
-from minilm.report import figures, panels, words
+from minilm.report import figures, learning, panels, words
 from minilm.report.canvas import DARK, LIGHT, save_png, sheet, svg
+from minilm.report.plates import save_plate
 from minilm.report.runs import Run, read_run
 from minilm.report.views import curves_of, reference_of, view_of
 
@@ -52,6 +53,8 @@ def write_report(run_dirs: Sequence[str | Path], out_dir: str | Path | None = No
             with sheet():
                 figure = figures.four_panels(curves_of(run), reference_of(run), words.visible(run.name))
                 save_png(figure, out_dir / view["png"])
+            for plate in learning.plates_of(run):
+                save_plate(plate, out_dir / learning.file_of(plate, view["slug"]))
         for name in ("report.html", "report.md"):
             text = environment(name).get_template(name).render(page)
             (out_dir / name).write_text(text, encoding="utf-8", newline="\n")

@@ -145,17 +145,22 @@ class Study:
 
 
 def run_trials(
-    study: Study, jobs: int = 1, shard: tuple[int, int] = (1, 1), say: Callable[[str], None] = lambda _: None
+    study: Study,
+    jobs: int = 1,
+    shard: tuple[int, int] = (1, 1),
+    say: Callable[[str], None] = lambda _: None,
+    stopping: list[int] | None = None,
 ) -> bool:
     """Run what is open, `jobs` at a time; False where a signal stopped it before the end (all is saved).
 
-    A trial that another process has in hand is left to it. A failed trial stops nobody; its result says why.
+    A trial that another process has in hand is left to it. A failed trial stops nobody; its result says why. The
+    signals that came are appended to `stopping`.
     """
+    stopping = [] if stopping is None else stopping
     rows = study.open_rows(shard)
     begun, done = time.monotonic(), 0
     threads = max(1, (os.cpu_count() or 1) // jobs)
     children: dict[str, subprocess.Popen[bytes]] = {}
-    stopping: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
         stopping.append(number)
