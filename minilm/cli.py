@@ -35,6 +35,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as head, has gone
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # a name too long for any file, a folder that may not be read
+        name = str(error.filename or "a file")
+        shown = name if len(name) < 200 else name[:100] + "..."
+        click.echo(f"minilm: {shown} cannot be used ({error.strerror or error}); name another.", err=True)
+        sys.exit(2)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,10 +51,12 @@ def cli() -> None:
     minilm train                        train a small GPT on embedded stories, offline
     minilm train --data my.txt          ... or on your own text
     minilm generate --run runs/quick-001 --stream
+    minilm samples runs/quick-001       watch it learn: text from every checkpoint, judged
     minilm report runs/quick-001        one page with curves, samples and settings
     minilm check runs/quick-001         is everything on disk sound?
     minilm doctor                       what this machine has, and what would run on it
     minilm tune                         fit the Triton kernels to this GPU
+    minilm capstone --out capstones/a   all of it: train, compare, scale, report
     """
 
 
@@ -65,6 +72,9 @@ def cli() -> None:
     help="Hold out the last characters (tail) or whole documents; auto: documents where there are several.",
 )
 @click.option("--field", help='For .jsonl: which field holds the text (default "text").')
+@click.option(
+    "--tokenizer-file", type=FOLDER, help="Use the tokens of this tokenizer.json, such as RUN/tokenizer.json."
+)
 @click.option("--unknown", type=click.Choice(["error", "replace"]), help="replace: give unseen characters a token.")
 @click.option("--characters", type=int, help="For fables: how many characters to write (default 5,000,000).")
 @click.option("--seed", type=int, help="For fables: the seed of its random source (default 0).")
@@ -83,6 +93,10 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
     from minilm.corpus.dataset import prepare as prepare_data
 
     given = {name: value for name, value in options.items() if value is not None}
+    if "tokenizer_file" in given:
+        if {"tokenizer", "vocab_size"} & given.keys():
+            raise UserError("--tokenizer-file brings its own tokens; leave --tokenizer and --vocab-size out.")
+        given["tokenizer_file"] = str(given["tokenizer_file"].resolve())
     meta = open_dataset(prepare_data(DataConfig(source=",".join(source), **given), out)).meta
     for split in ("train", "val"):
         m = meta[split]
@@ -99,6 +113,7 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
 )
 @click.option("--data", "source", help="fables, shakespeare, python, or a file, folder or glob: see minilm prepare -h.")
 @click.option("--kernels", type=KERNELS, help="What computes attention, norms, SwiGLU and the loss (default auto).")
+@click.option("--init", type=FOLDER, metavar="RUN|DIR", help="Begin from the weights of a run, an export or an import.")
 @click.option("--out", type=FOLDER, help="Run folder (default runs/<preset>-NNN).")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the newest of the preset.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting, such as train.lr=3e-4.")
@@ -120,17 +135,25 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
     help="A sudden loss: log it (default), or go back to the last checkpoint and on past those batches.",
 )
 @click.option("--eval-tokens", type=int, help="Validate on about so many tokens instead of the whole split.")
+@click.option(
+    "--log",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb", "csv"]),
+    help="Follow it in TensorBoard, Weights & Biases (offline) or RUN/metrics.csv; may be repeated.",
+)
 @click.option("--baselines/--no-baselines", default=True, help="Afterwards fit n-gram models on the same text.")
 @click.option("--report/--no-report", default=True, help="Afterwards write RUN/report.html.")
 def train(
     preset: str | None,
     source: str | None,
+    init: Path | None,
     out: Path | None,
     resume: bool,
     assignments: tuple[str, ...],
     baselines: bool,
     report: bool,
     compiled: bool | None,
+    log: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train a GPT, then report on it.
@@ -140,70 +163,23 @@ def train(
     minilm train --data my.txt --set model.n_layers=6
     minilm train --preset shakespeare-char --kernels torch --dtype bfloat16
     minilm train --out runs/quick-001 --resume --steps 3000
+    minilm train --log tensorboard --log csv            then: tensorboard --logdir runs
+    minilm train --init runs/quick-001 --data my.txt --set data.unknown=replace
     """
-    import dataclasses
+    from minilm.config import parse_assignment
+    from minilm.pipeline import train_and_report
 
-    from rich.console import Console
-
-    from minilm import config as configuration
-    from minilm.training.journal import newest_run_folder, next_run_folder
-    from minilm.training.loop import read_config
-    from minilm.training.loop import train as run_training
-
-    overrides: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
-    overrides["train"] |= {name: value for name, value in {**options, "compile": compiled}.items() if value is not None}
-    overrides["data"] |= {} if source is None else {"source": source}
+    settings: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
+    settings["train"] |= {name: value for name, value in {**options, "compile": compiled}.items() if value is not None}
+    settings["train"] |= {"log": ",".join(log)} if log else {}
+    settings["data"] |= {} if source is None else {"source": source}
     for assignment in assignments:
-        section, key, value = configuration.parse_assignment(assignment)
-        overrides.setdefault(section, {})[key] = value
-
-    if resume:
-        out = out or newest_run_folder(preset or _default_preset(overrides["train"].get("device", "auto")))
-        saved = read_config(out)
-        sections = {s: dataclasses.replace(getattr(saved, s), **overrides.get(s, {})) for s in configuration.SECTIONS}
-        config = configuration.RunConfig(preset or saved.preset, **sections)
-    else:
-        preset = preset or _default_preset(overrides["train"].get("device", "auto"))
-        config = configuration.build(preset, overrides)
-        out = out or next_run_folder(preset)
-
-    console = Console()
-    result = run_training(config, out, resume, console, shlex.join(["minilm", *sys.argv[1:]]))
-    if result.signal is None and result.first:
-        _say_what_was_reached(result.path, console, baselines, report)
-    elif result.signal == 2:  # as a shell reports Ctrl-C; a scheduler's SIGTERM, obeyed, is a success
+        section, key, value = parse_assignment(assignment)
+        settings.setdefault(section, {})[key] = value
+    command = shlex.join(["minilm", *sys.argv[1:]])
+    result = train_and_report(preset, settings, out, init, resume, baselines, report, command=command)
+    if result.signal == 2:  # as a shell reports Ctrl-C; a scheduler's SIGTERM, obeyed, is a success
         sys.exit(130)
-
-
-def _default_preset(device: str) -> str:
-    from minilm.config import CAPSTONE, QUICK
-    from minilm.hardware import resolve_device
-
-    return CAPSTONE if resolve_device(device).type == "cuda" else QUICK
-
-
-def _say_what_was_reached(run: Path, console: Any, baselines: bool, report: bool) -> None:
-    from minilm.report.runs import read_run
-    from minilm.report.summary import print_summary
-
-    if baselines:
-        try:
-            with console.status("Fitting n-gram models to compare with ..."):
-                from minilm.sampling.baselines import write_baselines
-
-                write_baselines(run)
-        except UserError as error:
-            console.print(f"No n-gram comparison: {error}", highlight=False)
-    print_summary(read_run(run), console)
-    if report:
-        from minilm.report.page import write_report
-
-        with console.status("Drawing the report ..."):
-            page = write_report([run])
-        console.print(f"Report: {page}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Write with it: minilm generate --run {shlex.quote(str(run))} --stream", highlight=False, soft_wrap=True
-    )
 
 
 @cli.command()
@@ -250,6 +226,37 @@ def generate(run: Path, checkpoint: str, kernels: str, device: str, dtype: str, 
 
 
 @cli.command()
+@click.argument("run", type=FOLDER)
+@click.option("--prompt", "prompts", multiple=True, help='Text to go on from; may be repeated. "": a new document.')
+@click.option(
+    "--temperature", "temperatures", multiple=True, type=click.FloatRange(0), help="Default: 0.3, 0.7, 1 and 1.5."
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), default=150, show_default=True, help="Of every text.")
+@click.option("--samples", type=click.IntRange(1), default=20, show_default=True, help="Texts that a figure rests on.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--quality/--no-quality", default=True, help="Judge the texts, beside held-out text and n-gram models.")
+@click.option("--kernels", "kernels_name", type=KERNELS, default="auto", show_default=True)
+@click.option("--device", "device_name", default="auto", show_default=True)
+@click.option(
+    "--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="float32", show_default=True
+)
+def samples(run: Path, **options: Any) -> None:
+    """Watch a model learn: prompts by temperatures by the checkpoints that a run kept, and how good the texts are.
+
+    Writes RUN/samples/watch.txt and watch.json, and RUN/quality.json; minilm report then shows them.
+
+    \b
+    minilm samples runs/quick-001
+    minilm samples runs/quick-001 --prompt "The fox " --temperature 0.5 --temperature 1 --no-quality
+    """
+    from rich.console import Console
+
+    from minilm.sampling.samples import run_samples
+
+    run_samples(run, Console(), **{name: value for name, value in options.items() if value != ()})
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, required=True, type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder to write (default: the run's own; for several, report/ beside them).")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
@@ -283,6 +290,29 @@ def baselines(run: Path) -> None:
 
 
 @cli.command()
+@click.option("--recipes", help="Presets, the baseline first (default: nanoGPT's recipe for this device, and ours).")
+@click.option("--target", type=click.FloatRange(0, min_open=True), help="The validation loss that counts, in nats.")
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--data", "source", help="Another text than Tiny Shakespeare, such as a copy of it.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--kernels", type=KERNELS, default="auto", show_default=True)
+@click.option("--beside", multiple=True, type=FOLDER, help="A finished run folder to draw too; may be repeated.")
+@click.option("--out", type=FOLDER, default=Path("races/race"), show_default=True)
+@click.option("--resume", is_flag=True, help="Go on with the race in --out.")
+def race(**options: Any) -> None:
+    """Train recipes in turn on this machine: how long does each take to a loss?
+
+    \b
+    minilm race                                               nanoGPT's recipe against ours, three seeds each
+    minilm race --data input.txt --out races/offline          ... with a copy of the text, where there is no network
+    minilm race --recipes quick,tiny --target 1.5 --data fables
+    """
+    from minilm.studies.racing import run_race
+
+    run_race(**options)
+
+
+@cli.command()
 @click.argument("path", type=FOLDER, metavar="RUN|DATA|CHECKPOINT")
 def check(path: Path) -> None:
     """Verify a run folder, prepared data or a checkpoint: checksums, shapes, the journal, and say what can be done.
@@ -296,6 +326,52 @@ def check(path: Path) -> None:
     from minilm.check import main as run_check
 
     sys.exit(run_check(path))
+
+
+@cli.command()
+@click.argument("run", type=FOLDER)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["hf", "safetensors"]),
+    required=True,
+    help="hf: as transformers loads it (GPT-2 or Llama layout). safetensors: our own names, every model.",
+)
+@click.option("--out", type=FOLDER, required=True, help="Folder to write.")
+@click.option("--checkpoint", default="best", help="best (default), last, or a step that was kept.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True)
+def export(run: Path, form: str, out: Path, checkpoint: str, dtype: str) -> None:
+    """Write a trained model for others: config, weights, tokenizer and a model card.
+
+    
+    minilm export runs/tiny-001 --format hf --out my-gpt
+    minilm export runs/tiny-001 --format hf --checkpoint last --dtype bfloat16 --out my-gpt
+    minilm export runs/quick-001 --format safetensors --out my-gpt
+    """
+    from minilm.interop.export import export as run_export
+
+    click.echo(run_export(run, out, form, checkpoint, dtype))
+
+
+@cli.command("import")
+@click.argument("path", type=FOLDER, metavar="DIR|FILE")
+@click.option("--out", type=FOLDER, required=True, help="Run folder to write.")
+def import_(path: Path, out: Path) -> None:
+    """Read a GPT-2 or Llama that transformers saved, or what minilm export wrote, as a run folder.
+
+    Only safetensors are read: loading other kinds of file may run what they hold.
+
+    
+    minilm import my-gpt --out runs/my-gpt
+    minilm generate --run runs/my-gpt --stream
+    minilm train --init runs/my-gpt --data my.txt
+    """
+    from minilm.interop.intake import import_model
+
+    model = import_model(path, out)
+    for note in model.notes:
+        click.echo(note)
+    click.echo(out)
 
 
 @cli.command()
@@ -413,6 +489,43 @@ def ablate(
         path = study.write_slurm(study.plan_study(out, plan, resume), emit_slurm)
         console.print(f"Written: {path}; submit it by sbatch {path}", highlight=False, soft_wrap=True)
     elif not study.ablate(out, plan, resume, jobs, _shard(shard), merge, console):
+        sys.exit(130)
+
+
+@cli.command()
+@click.option("--out", type=FOLDER, help="Folder to make it in, or to go on in.")
+@click.option("--scale", type=click.Choice(["quick", "full"]), help="quick (default; two cores) or full (a GPU).")
+@click.option("--data", help="Text to train on (default fables): see minilm prepare -h.")
+@click.option("--kernels", type=KERNELS, help="Of all but naive against fused, which compares them (default auto).")
+@click.option("--device", help="auto (default), cpu, cuda, cuda:N or mps.")
+@click.option("--seed", type=click.IntRange(0), help="Of the training, the first of each study's (default 1).")
+@click.option("--check", type=FOLDER, metavar="DIR", help="Make nothing: verify each deliverable in DIR.")
+def capstone(out: Path | None, check: Path | None, **options: Any) -> None:
+    """Make every deliverable of a course's capstone, and one page of it all.
+
+    Training, samples by checkpoint and temperature, ablations, naive against fused kernels, a scaling ladder, report.
+    Stopped or killed at any moment, the same command goes on. quick is under 30 minutes on two cores; full trains the
+    8-layer preset for 10,000 steps, and some forty variants of it, on a GPU.
+
+    \b
+    minilm capstone --out capstones/mine
+    minilm capstone --scale full --data books.txt --out capstones/books
+    minilm capstone --check capstones/mine
+    """
+    if check is not None:
+        if out is not None or any(value is not None for value in options.values()):
+            raise UserError("--check looks at what is there and takes no other option.")
+        from minilm.capstone.checklist import check as run_check
+
+        sys.exit(run_check(check))
+    if out is None:
+        raise UserError("--out names no folder; give one, such as --out capstones/mine.")
+    from rich.console import Console
+
+    from minilm.capstone.run import capstone as run_capstone
+
+    number = run_capstone(out, options, Console(), command=shlex.join(["minilm", *sys.argv[1:]]))
+    if number == 2:  # as a shell reports Ctrl-C; a scheduler's SIGTERM, obeyed, is a success
         sys.exit(130)
 
 

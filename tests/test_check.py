@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from minilm import check as checking
 from minilm.corpus.dataset import prepared
@@ -72,6 +73,34 @@ def test_weights_that_are_not_finite(run):
     state["model"]["blocks.0.mlp.up.weight"][0, 0] = float("nan")
     checkpoint.save(path, {k: v for k, v in state.items() if k != "format"})
     only(wrong(run), "step_000005.pt holds numbers that are not finite, in blocks.0.mlp.up.weight")
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"model": [1]}, {"model": {"w": "x"}}, {"model": {"w": torch.ones(2)}}, {"config": []}, {"step": 1}]
+)
+def test_a_checkpoint_of_something_else(state, run, tmp_path):
+    """Of the right format, and with nothing in it that a run needs."""
+    checkpoint.save(tmp_path / "other.pt", state)
+    only(wrong(tmp_path / "other.pt"), "other.pt ", "use another checkpoint of the run")
+    for optimizers in ({}, {"optimizers": 3}):
+        checkpoint.save(run / "checkpoints" / "last.pt", {**state, **optimizers})
+        only(wrong(run), "last.pt ", f"minilm train --out {run} --resume goes on from last_000009.pt")
+        assert checkpoint.newest(run)[0].name == "last_000009.pt"
+
+
+@pytest.mark.parametrize("facts", [None, {}, [], "x", {"created": "today"}])
+def test_a_configuration_without_its_facts(facts, run, text_file):
+    saved = journal.read_json(run / journal.CONFIG)
+    journal.write_json(run / journal.CONFIG, {**saved, "facts": facts})
+    only(wrong(run), "config.json lacks the facts of a run", "start a new run")
+    with pytest.raises(UserError, match="config.json lacks the facts of a run"):
+        victim.run(victim.config_for(text_file), run)
+
+
+def test_a_step_of_any_size_in_the_journal_takes_no_memory(run):
+    with open(run / journal.METRICS, "a") as file:
+        file.write(json.dumps({"step": 10**15, "loss": 1.0}) + "\n")
+    only(wrong(run), f"lacks {10**15 - 13} of {10**15} steps, the first of them 13")
 
 
 def test_journals_that_are_torn_or_have_gaps_or_doubles(run):

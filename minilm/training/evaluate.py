@@ -20,13 +20,14 @@ def evaluate(
     max_tokens: int = 0,
     forward: Callable[..., torch.Tensor] | None = None,
     team: Team | None = None,
-) -> float:
+    cut: Callable[[], bool] | None = None,
+) -> float | None:
     """Mean nats a token over `tokens` cut into windows of the model's context that do not overlap.
 
     Every token but the first is predicted exactly once, the shorter last window's too. With max_tokens, about so many
     are scored, in windows spaced evenly. forward: a compiled form of the model, for the windows of full length. team:
     processes that take turns with the batches; what each adds up to and in which order they are summed stays the same,
-    so the number does too, to its last bit.
+    so the number does too, to its last bit. cut: asked before every batch; where it says so, None is returned.
     """
     team = team or Team()
     T, device = model.config.context_length, model.head.weight.device
@@ -42,6 +43,9 @@ def evaluate(
     sums = torch.zeros(len(batches), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     scored = 0
     for number, batch in enumerate(batches):
+        if cut is not None and cut():
+            model.train(training)
+            return None
         window = min(T, len(tokens) - 1 - int(batch[-1]))
         scored += len(batch) * window
         whose = number % team.size

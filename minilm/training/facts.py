@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import kernels
 from minilm import hardware
 from minilm.config import RunConfig
 from minilm.corpus.dataset import Dataset
+from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training.distributed import Team
 
@@ -51,3 +53,11 @@ def estimate_memory(config: RunConfig, ops: kernels.Backend, dtype: torch.dtype,
         rows = config.train.batch_size // config.train.grad_accumulation
         tokens = torch.empty(rows, config.model.context_length, dtype=torch.int64)
     return 16 * model.count_parameters()["total"] + hardware.saved_bytes(model, tokens, tokens)
+
+
+def with_vocabulary(config: RunConfig, data: Dataset) -> RunConfig:
+    """The configuration with model.vocab_size from the data, or as given where that is enough."""
+    given = config.model.vocab_size
+    if given is not None and given < data.vocab_size:
+        raise UserError(f"model.vocab_size is {given} and the data has {data.vocab_size} tokens; leave it out.")
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=given or data.vocab_size))

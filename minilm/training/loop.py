@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,20 @@ from rich.console import Console
 import kernels
 from minilm import hardware
 from minilm.config import RunConfig, check_resume
-from minilm.corpus.dataset import BatchSampler, Dataset, prepared
+from minilm.corpus.dataset import BatchSampler, prepared
 from minilm.errors import UserError
+from minilm.files import write_atomically
 from minilm.model import GPT
-from minilm.training import checkpoint, distributed, guards, journal
+from minilm.training import checkpoint, distributed, guards, journal, loggers
 from minilm.training.evaluate import evaluate
-from minilm.training.facts import facts_of_run
+from minilm.training.facts import facts_of_run, with_vocabulary
 from minilm.training.guards import NonFiniteError, Spike, State
 from minilm.training.journal import RunFolder, read_config
-from minilm.training.optimizer import build_optimizers, learning_rate, step_unless
+from minilm.training.optimizer import build_optimizers, set_rates, step_unless
 from minilm.training.progress import ProgressLine, duration, facts_table, introduction
 from minilm.training.reduction import reduction_for, shard
 from minilm.training.signals import caught_signals, ending, take_save
+from minilm.training.start import Start, check_resumable
 
 SAMPLE_TOKENS = 400
 SAMPLE_TEMPERATURES = (0.8, 0.5, 1.0)  # the first at every sampling, all at the last
@@ -45,9 +48,18 @@ class Result:
 
 
 def train(
-    config: RunConfig, out: Path, resume: bool = False, console: Console | None = None, command: str = ""
+    config: RunConfig,
+    out: Path,
+    resume: bool = False,
+    console: Console | None = None,
+    command: str = "",
+    start: Start | None = None,
+    figure: Callable[[Path], bytes] | None = None,
 ) -> Result:
     """Train a GPT as `config` says, in the run folder `out`; with resume, go on from its last checkpoint.
+
+    start: the weights and the tokenizer of another model, to begin from in place of random numbers. figure: draws the
+    run folder as PNG, for the logs that config.train.log names and that show figures.
 
     Returns when all steps are done, or after SIGINT or SIGTERM once the step at hand is finished and saved.
     Raises UserError for whatever a person can mend; nothing of an earlier run is lost by that. Where torchrun started
@@ -60,22 +72,39 @@ def train(
     ):
         console, config = team.console(console), RunConfig.from_dict(team.tell(config.to_dict))
         changes = []
+        if start is not None:
+            config = start.fit(config)
         if resume:
+            team.tell(lambda: check_resumable(run.path))
             saved = RunConfig.from_dict(team.tell(lambda: read_config(run.path).to_dict()))
             if config.model.vocab_size is None:  # what the data has, as when the run was started
                 model = dataclasses.replace(config.model, vocab_size=saved.model.vocab_size)
                 config = dataclasses.replace(config, model=model)
             changes = check_resume(saved, config)
-        loop = prepare_loop(config, run, console, caught, command, team)
+        names = config.train.loggers()
+        team.tell(lambda: loggers.check_installed(names))
+        loop = prepare_loop(config, run, console, caught, command, team, start)
+        if names and team.first:
+            run.log = loggers.Loggers(loggers.loggers_of(names, run.path), loop.warn)
         if not (resume and loop.resume(changes)):
             loop.start()
         team.sync()
         caught.deferring = True
-        return loop.run_to_end()
+        finished = loop.finished()
+        result = loop.run_to_end()
+        if figure is not None and team.first and result.signal is None and not finished:
+            run.log.figure(result.state.step, lambda: figure(run.path))
+        return result
 
 
 def prepare_loop(
-    config: RunConfig, run: RunFolder, console: Console, caught: list[int], command: str, team: distributed.Team
+    config: RunConfig,
+    run: RunFolder,
+    console: Console,
+    caught: list[int],
+    command: str,
+    team: distributed.Team,
+    start: Start | None = None,
 ) -> Loop:
     """Everything that can fail before the first step: device, kernels, compiler, data, model."""
     device = hardware.resolve_device(config.train.device)
@@ -101,22 +130,26 @@ def prepare_loop(
     ops = kernels.select(config.train.kernels, device)
     with guards.memory_named(config), torch.device("cpu" if config.train.shard else device):
         model = GPT(config.model, ops, dtype, residual_dtype)
+        if start is not None:
+            start.load_into(model)
     if config.train.shard:
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
     facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
-    return Loop(config, data, sampler, model, optimizers, run, facts, console, caught, team)
+    origin = start.origin if start is not None else None
+    return Loop(config, data, sampler, model, optimizers, run, facts, console, caught, team, origin)
 
 
 class Loop:
     """One training in progress."""
 
-    def __init__(self, config, data, sampler, model, optimizers, run, facts, console, caught, team):
+    def __init__(self, config, data, sampler, model, optimizers, run, facts, console, caught, team, origin=None):
         self.config, self.data, self.sampler = config, data, sampler
         self.model: GPT = model
         self.optimizers: list[torch.optim.Optimizer] = optimizers
         self.run: RunFolder = run
         self.facts, self.console, self.caught, self.team = facts, console, caught, team
+        self.origin: dict[str, Any] | None = origin  # whose weights it began from, where they are another model's
         self.asked: list[int] = []  # the signals that all processes know of
         self.device = model.head.weight.device
         self.reduction = reduction_for(model, config.train, team)
@@ -132,15 +165,19 @@ class Loop:
         if not self.team.first:
             return
         saved = {**self.config.to_dict(), "format": 1, "name": self.run.path.name, "facts": self.facts}
+        saved |= {"init": self.origin} if self.origin else {}
         journal.write_json(self.run.path / journal.CONFIG, saved)
         journal.write_json(self.run.path / journal.DATA, self.data.meta)
-        shutil.copyfile(self.data.folder / "tokenizer.json", self.run.path / "tokenizer.json")
+        tokenizer = self.data.folder / "tokenizer.json"
+        write_atomically(self.run.path / tokenizer.name, lambda part: shutil.copyfile(tokenizer, part))
+        self.run.rewind(-1)  # a kill before the first checkpoint may have cut a line
         self.run.event(0, "started", self.facts["command"] or "started from Python")
 
     def resume(self, changes: list[str]) -> bool:
         """Go on from the newest checkpoint that is sound; False where the run was killed before it wrote one."""
         saved = self.team.tell(lambda: journal.read_json(self.run.path / journal.CONFIG))
-        if saved["facts"]["data_sha256"] != self.facts["data_sha256"]:
+        earlier = self.team.tell(lambda: journal.read_facts(self.run.path))
+        if earlier["data_sha256"] != self.facts["data_sha256"]:
             raise UserError(f"The text behind {self.config.data.source} has changed since {self.run.path} was started.")
         path, damage = self.team.tell(lambda: checkpoint.newest(self.run.path))
         if path is None:
@@ -157,12 +194,11 @@ class Loop:
             raise UserError(f"train.steps is {steps} and {self.run.path} has done {done}; ask for more.")
         self.run.rewind(self.state.step or -1, self.state.rewinds)  # step 0 is evaluated again
         for warning in filter(None, [*damage, lost, self.run.gap(self.state.step)]):
-            self.run.event(self.state.step, "warning", warning)
-            self.console.print(f"Warning: {warning}", highlight=False, soft_wrap=True)
+            self.warn(self.state.step, warning)
         self.run.event(self.state.step, "resume", f"resumed at step {self.state.step}")
         asked = {change.split()[0] for change in changes}
         for fact in ("device", "dtype", "residual_dtype", "kernels", "world_size"):  # what "auto" came to, and torchrun
-            before, now = saved["facts"].get(fact, self.facts[fact]), self.facts[fact]
+            before, now = earlier.get(fact, self.facts[fact]), self.facts[fact]
             if before != now and f"train.{fact}" not in asked:
                 changes = [*changes, f"{fact} in use from {before} to {now}"]
         for change in changes:
@@ -173,7 +209,7 @@ class Loop:
                 checkpoint.prune(self.run.path / checkpoint.FOLDER, self.config.train.keep_last)
             journal.write_json(
                 self.run.path / journal.CONFIG,
-                {**saved, **self.config.to_dict(), "facts": {**self.facts, "created": saved["facts"]["created"]}},
+                {**saved, **self.config.to_dict(), "facts": {**self.facts, "created": earlier["created"]}},
             )
         return True
 
@@ -199,7 +235,7 @@ class Loop:
     def run_to_end(self) -> Result:
         c, state = self.config.train, self.state
         self.introduce()
-        if state.step >= c.steps:
+        if self.finished():
             self.console.print(f"All {c.steps} steps are done already; give more by --set train.steps=N.")
             self.run.finish(state.step, f"{state.step} steps in {duration(state.wall)}", wall=state.wall)
             return Result(self.run.path, state, None, self.team.first)
@@ -210,6 +246,8 @@ class Loop:
             self.set_clock()
             if state.step == 0:
                 self.save_last()  # from here on there is something to resume
+            left = state.step > 0 and self.lacks_evaluation()
+            if state.step == 0 or left:
                 self.milestones(line)
             stopping = self.stopping()
             while state.step < c.steps and not stopping:
@@ -224,9 +262,17 @@ class Loop:
                 except Spike as spike:
                     self.go_back(spike, line)
                     upcoming = ahead.submit(self.fetch, state.step)
-            if state.step != self.saved:
+                stopping = stopping or (self.lacks_evaluation() and self.stopping())
+            if state.step != self.saved or left:
                 self.save_last()
         return self.conclude()
+
+    def finished(self) -> bool:
+        return self.state.step >= self.config.train.steps and not self.lacks_evaluation()
+
+    def warn(self, step: int, warning: str) -> None:
+        self.run.event(step, "warning", warning)
+        self.console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
     def set_clock(self) -> None:
         """Time runs from where the state has it."""
@@ -249,9 +295,7 @@ class Loop:
         c, state = self.config.train, self.state
         if self.device.type == "mps":
             batch = batch.to(self.device)
-        rate = learning_rate(state.step, c)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+        rate = set_rates(self.optimizers, state.step, c)
         loss = self.reduction.backward(batch, state.step, self.scaler)
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
@@ -278,9 +322,12 @@ class Loop:
         tokens = (state.step - self.window_step) * self.facts["tokens_per_step"]
         rate = tokens / max(state.wall - self.window_start, 1e-9)
         self.window_start, self.window_step = state.wall, state.step
+        diverged = None
         for (row, _), (loss, norm) in zip(self.unread, values, strict=True):
             self.run.metric({**row, "loss": loss, "grad_norm": norm, "tokens_per_s": rate})
             self.judge(row["step"], loss, norm, line)
+            if state.bad_steps >= c.max_bad_steps:  # even where later steps of this reading were good
+                diverged = row["step"]
         self.unread.clear()
         self.run.flush()
         mfu = rate * self.facts["flops_per_token"] / self.facts["peak_flops"] if self.facts["peak_flops"] else None
@@ -292,9 +339,9 @@ class Loop:
             f"loss {loss:.4f}{best}  {rate:,.0f} tokens/s  MFU {'n/a' if mfu is None else f'{mfu:.1%}'}  "
             f"{duration(left)} left",
         )
-        if state.bad_steps >= c.max_bad_steps:
+        if diverged is not None:
             raise NonFiniteError(
-                f"{state.bad_steps} steps in a row had a non-finite loss or gradient, up to step {state.step}, and "
+                f"{c.max_bad_steps} steps in a row had a non-finite loss or gradient, up to step {diverged}, and "
                 f"were skipped; start anew with a lower train.lr or with train.dtype=float32. The last good checkpoint "
                 f"is {self.run.path / checkpoint.FOLDER / checkpoint.LAST}, of step {self.saved}."
             )
@@ -342,11 +389,12 @@ class Loop:
         c, step = self.config.train, self.state.step
         last = step == c.steps
         paused = time.perf_counter()
-        evaluated = (c.eval_interval and step % c.eval_interval == 0) or last
-        if evaluated:
+        if self.evaluates():
             self.read_losses(line)
             paused = time.perf_counter()
             self.evaluate(line)
+            if self.lacks_evaluation():
+                return  # to save and end at once: all that belongs to this step is done when the run goes on
         if c.sample_interval and (step % c.sample_interval == 0 or last):
             self.sample()
         if step in self.kept:
@@ -361,21 +409,34 @@ class Loop:
             line.say(f"step {step}: saved, as asked for by SIGUSR1")
         self.clock += time.perf_counter() - paused
 
+    def evaluates(self) -> bool:
+        c, step = self.config.train, self.state.step
+        return bool(c.eval_interval and step % c.eval_interval == 0) or step == c.steps
+
+    def lacks_evaluation(self) -> bool:
+        """Whether a signal cut short the evaluation of this step."""
+        return self.evaluates() and self.state.final.get("step") != self.state.step
+
     def evaluate(self, line: ProgressLine) -> None:
         state = self.state
         eval_tokens, forward = self.config.train.eval_tokens, self.reduction.forward
-        loss = evaluate(self.model, self.data.val, eval_tokens, forward, self.team)
+        cut = (lambda: ending(self.caught) is not None) if self.team.size == 1 else None  # several end after it
+        loss = evaluate(self.model, self.data.val, eval_tokens, forward, self.team, cut)
+        if loss is None:
+            return
         bpb = self.data.bits_per_byte(loss)
         row = {"step": state.step, "tokens": state.tokens, "val_loss": loss, "val_bpb": bpb, "wall": state.wall}
         self.run.metric(row)
         self.run.flush()
         state.final = {"step": state.step, "val_loss": loss, "val_bpb": bpb}
         line.say(f"step {state.step}: validation loss {loss:.4f} nats/token, {bpb:.4f} bits/byte")
-        if math.isfinite(loss) and loss < state.best.get("val_loss", math.inf):
+        better = math.isfinite(loss) and loss < state.best.get("val_loss", math.inf)
+        # where the file was damaged, worse weights beat none; an equal loss is that of a step done again after a kill
+        if math.isfinite(loss) and (loss < self.best_on_disk or (better and loss == self.best_on_disk)):
+            self.best_on_disk = loss
+            self.save(checkpoint.best_name(self.config.preset), {**self.weights(), "val_loss": loss})
+        if better:
             state.best = dict(state.final)
-            if loss <= self.best_on_disk:
-                self.best_on_disk = loss
-                self.save(checkpoint.best_name(self.config.preset), {**self.weights(), "val_loss": loss})
             self.run.event(state.step, "best", f"validation loss {loss:.4f}", val_loss=loss, val_bpb=bpb)
 
     def sample(self) -> None:
@@ -435,11 +496,3 @@ class Loop:
         else:
             self.run.finish(state.step, f"{state.step} steps in {duration(state.wall)}", wall=state.wall)
         return Result(self.run.path, state, caught, self.team.first)
-
-
-def with_vocabulary(config: RunConfig, data: Dataset) -> RunConfig:
-    """The configuration with model.vocab_size from the data, or as given where that is enough."""
-    given = config.model.vocab_size
-    if given is not None and given < data.vocab_size:
-        raise UserError(f"model.vocab_size is {given} and the data has {data.vocab_size} tokens; leave it out.")
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=given or data.vocab_size))

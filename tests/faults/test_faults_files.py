@@ -1,11 +1,20 @@
 """Damaged, hostile and strange files: refused in a sentence, before memory is taken, and never run."""
 
 import json
+import math
 import os
+import pickletools
 import random
 import resource
 import shutil
 import zipfile
+from pickletools import (
+    TAKEN_FROM_ARGUMENT1,
+    TAKEN_FROM_ARGUMENT4,
+    TAKEN_FROM_ARGUMENT4U,
+    TAKEN_FROM_ARGUMENT8U,
+    UP_TO_NEWLINE,
+)
 
 import pytest
 import torch
@@ -14,7 +23,7 @@ from minilm.check import check
 from minilm.corpus.dataset import open_dataset, prepared
 from minilm.errors import UserError
 from minilm.sampling.generate import load_run
-from minilm.training import checkpoint, journal
+from minilm.training import archive, checkpoint, journal
 from minilm.training.journal import RunFolder, read_rows
 from tests.faults import victim
 
@@ -189,6 +198,21 @@ class TestHostilePickles:
         victim.run(victim.config_for(text_file), copied)
         assert not planted.exists()
 
+    @pytest.mark.parametrize("opcode", pickletools.opcodes, ids=lambda opcode: opcode.name)
+    def test_every_opcode_that_no_checkpoint_has_is_refused_before_torch_sees_it(self, opcode, trained, tmp_path):
+        sizes = {TAKEN_FROM_ARGUMENT1: 1, TAKEN_FROM_ARGUMENT4: 4, TAKEN_FROM_ARGUMENT4U: 4, TAKEN_FROM_ARGUMENT8U: 8}
+        size = opcode.arg.n if opcode.arg else 0
+        argument = {"stringnl": b"'os'\n", "stringnl_noescape_pair": b"os\nsystem\n"}.get(
+            opcode.arg.name if opcode.arg else "", b"0\n" if size == UP_TO_NEWLINE else bytes(sizes.get(size, size))
+        )
+        pickled = b"\x80\x02}" + opcode.code.encode("latin-1") + argument + b"."
+        assert [name.name for name, *_ in pickletools.genops(pickled)][2] == opcode.name
+        archive_of(pickled, tmp_path / "a.pt", trained / "checkpoints" / "last.pt")
+        named = opcode.name not in archive.OPCODES or opcode.name == "GLOBAL"
+        sentence = f"asks for '{'os system' if opcode.name == 'GLOBAL' else opcode.name}', which no checkpoint needs"
+        with pytest.raises(UserError, match=sentence if named else "is no checkpoint"):
+            checkpoint.load(tmp_path / "a.pt")
+
     def test_what_is_refused_by_name_would_have_been_run_by_an_unpickler(self, tmp_path):
         """Or this class would test nothing: a plain unpickler, in a process of its own, runs most of them."""
         planted = tmp_path / "ran"
@@ -359,6 +383,17 @@ class TestStrangePaths:
                 with pytest.raises(UserError, match=sentence):
                     use()
 
+    @pytest.mark.parametrize("name", [journal.LOCK, journal.HOLDER])
+    @pytest.mark.parametrize("kind", ["link", "pipe"])
+    def test_in_the_place_of_a_lock(self, kind, name, copied, tmp_path, text_file):
+        """What is written there must not go through a link to a file elsewhere."""
+        (tmp_path / "aside").write_text("precious")
+        (copied / name).unlink(missing_ok=True)
+        (copied / name).symlink_to(tmp_path / "aside") if kind == "link" else os.mkfifo(copied / name)
+        with pytest.raises(UserError, match=r"is a link to|is no regular file"):
+            victim.run(victim.config_for(text_file), copied)
+        assert (tmp_path / "aside").read_text() == "precious"
+
     @pytest.mark.parametrize("kind", ["link", "pipe", "other kind"])
     @pytest.mark.parametrize("name", ["train.bin", "val.bin", "meta.json", "tokenizer.json"])
     def test_in_prepared_data(self, kind, name, tmp_path, text_file):
@@ -375,10 +410,46 @@ class TestStrangePaths:
         with pytest.raises(UserError, match="has no checkpoint"):
             checkpoint.find(copied, which)
 
+    def test_a_name_that_is_too_long_for_a_file(self, tmp_path):
+        with pytest.raises(UserError, match=r"^9{100} cannot be read \(File name too long\)"):
+            victim.run(victim.config_for("9" * 5000), tmp_path / "run")
+
     def test_a_pipe_as_text(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.txt")
         with pytest.raises(UserError, match="neither a file nor a folder"):
             victim.run(victim.config_for(tmp_path / "pipe.txt"), tmp_path / "run")
+
+
+class TestForeignData:
+    """Prepared data whose description does not fit what it describes."""
+
+    @pytest.fixture
+    def data(self, tmp_path, text_file):
+        shutil.copytree(prepared(victim.config_for(text_file).data).folder, tmp_path / "data")
+        return tmp_path / "data"
+
+    @pytest.mark.parametrize("value", [None, 0, -1, 10**12, 0.5, float("nan"), "x", [], {}, True])
+    def test_any_value_in_its_description_is_used_or_refused(self, value, data):
+        meta = json.loads((data / "meta.json").read_text())
+        for section, key in [(None, key) for key in meta] + [(s, key) for s in ("train", "val") for key in meta[s]]:
+            changed = json.loads(json.dumps(meta))
+            (changed[section] if section else changed)[key] = value
+            (data / "meta.json").write_text(json.dumps(changed))
+            try:
+                opened = open_dataset(data)
+            except UserError:
+                continue
+            assert math.isfinite(opened.bits_per_byte(1.0)) and opened.floor is None
+            assert len(opened.train) and len(opened.val) and opened.vocab_size == opened.tokenizer.vocab_size
+
+    def test_the_tokenizer_of_another_text_is_refused(self, data):
+        tokenizer = json.loads((data / "tokenizer.json").read_text())
+        count = len(tokenizer["vocabulary"])
+        for vocabulary in (tokenizer["vocabulary"][:-1], [*tokenizer["vocabulary"], "é"]):
+            (data / "tokenizer.json").write_text(json.dumps({**tokenizer, "vocabulary": vocabulary}))
+            with pytest.raises(UserError, match=f"has {len(vocabulary)} tokens and meta.json says {count}: .* again"):
+                open_dataset(data)
+            assert check(data).faults == 1
 
 
 class TestTornJournals:
@@ -400,6 +471,16 @@ class TestTornJournals:
                 )
             assert [r["step"] for r in read_rows(path)] == [r["step"] for r in rows[:whole]] + [99], cut
             assert path.read_bytes().endswith(b"\n")
+
+    def test_before_the_first_checkpoint_a_cut_line_is_mended_too(self, copied, text_file):
+        """Nothing is glued to it, and lost with it."""
+        for path in [*(copied / "checkpoints").iterdir(), copied / journal.METRICS]:
+            path.unlink()
+        first, *_ = (copied / journal.EVENTS).read_text().splitlines(keepends=True)
+        (copied / journal.EVENTS).write_text(first + first[:30])
+        victim.run(victim.config_for(text_file), copied)
+        lines = (copied / journal.EVENTS).read_text().splitlines()
+        assert [json.loads(line)["event"] for line in lines][:3] == ["started", "started", "best"]
 
     def test_rows_beyond_the_checkpoint_go_and_a_gap_before_it_is_told(self, copied, text_file, trained):
         path = copied / journal.METRICS

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from minilm.corpus.dataset import prepare, prepared
 from minilm.errors import UserError
 from minilm.training import checkpoint, journal
 from minilm.training.loop import train
@@ -164,6 +165,34 @@ def test_the_system_calls_of_a_save_are_in_the_order_that_survives_a_power_cut(t
     assert seen == ["fsync parent", *first, *later, *later, "prune", *later, "prune"]
 
 
+def test_prepared_data_are_durable_before_they_have_their_name(tmp_path, text_file, monkeypatch):
+    """Else a power cut leaves files of the right size that hold zeros, each of them a token."""
+    order, sync, replace = [], os.fsync, os.replace
+
+    def name(file):
+        return Path(os.readlink(f"/proc/self/fd/{file}")).name
+
+    monkeypatch.setattr(os, "fsync", lambda file: (order.append(name(file)), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(f"rename to {b.name}"), replace(a, b)))
+    prepare(victim.config_for(text_file).data, tmp_path / "data")
+    assert sorted(order[:4]) == ["meta.json", "tokenizer.json", "train.bin", "val.bin"]
+    assert order[4].startswith(".data.") and order[5:] == ["rename to data", tmp_path.name]
+
+
+def test_the_tokenizer_of_a_run_is_written_whole_or_not_at_all(tmp_path, text_file, monkeypatch):
+    def torn(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:20])
+        raise MemoryError
+
+    config, out = victim.config_for(text_file), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(shutil, "copyfile", torn)
+        victim.run(config, out)
+    assert (out / journal.CONFIG).exists() and not (out / "tokenizer.json").exists()
+    victim.run(config, out)
+    assert (out / "tokenizer.json").read_bytes() == (prepared(config.data).folder / "tokenizer.json").read_bytes()
+
+
 def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(tmp_path, text_file):
     config, out = victim.config_for(text_file, steps=100_000), tmp_path / "run"
     pid = os.fork()
@@ -176,7 +205,7 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(t
         while not (out / journal.METRICS).exists():
             assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         with pytest.raises(UserError, match=f"is in use by process {pid} since"):
-            train(config, out, resume=True)
+            train(victim.config_for(text_file, steps=1), out, resume=True)  # ends soon where nothing refuses it
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)

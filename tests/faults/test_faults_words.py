@@ -2,9 +2,13 @@
 
 import contextlib
 import io
+import itertools
 import json
+import shutil
+import signal
 import string
 import sys
+from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,10 +17,12 @@ from hypothesis import strategies as st
 from minilm import config as configuration
 from minilm.cli import cli, main
 from minilm.config import SECTIONS, DataConfig, RunConfig, build, parse_assignment
-from minilm.corpus.dataset import open_dataset, prepare
-from minilm.corpus.sources import open_source
+from minilm.corpus.dataset import open_dataset, prepare, prepared, source_of
 from minilm.corpus.tokenizer import load_tokenizer
 from minilm.errors import UserError
+from minilm.training.guards import State
+from minilm.training.loop import Result
+from tests.faults import victim
 
 LONG = pytest.mark.faults
 CALM = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
@@ -50,6 +56,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
+
+
+def tuple_of(word):
+    return (word,)
 
 
 def many(draws):
@@ -111,7 +121,6 @@ def test_any_saved_configuration_is_read_or_refused(draws, tmp_path):
 
 
 OPTIONS = sorted({o for command in cli.commands.values() for p in command.params for o in p.opts if o.startswith("-")})
-ARGUMENTS = st.sampled_from([*cli.commands, *OPTIONS, *WORDS, "fables", "quick", "tiny", "runs"]) | ASSIGNMENTS
 
 
 def harmless(word):
@@ -119,32 +128,91 @@ def harmless(word):
     return "/" not in word and ".." not in word and "\0" not in word
 
 
-ARGUMENTS = ARGUMENTS.filter(harmless)
-OPTION = st.sampled_from([p.opts[0] for p in cli.commands["train"].params if p.opts[0] != "--out"])
-PIECES = st.one_of(
-    st.tuples(st.just("--set"), PLAUSIBLE.filter(harmless)),
-    st.tuples(st.just("--set"), ASSIGNMENTS.filter(harmless)),
-    st.tuples(OPTION, VALUES.filter(harmless)),
-    st.tuples(ARGUMENTS),
+def option(name, values):
+    return st.tuples(
+        st.just(name), values.map(str) if isinstance(values, st.SearchStrategy) else st.sampled_from(values)
+    )
+
+
+PRESETS = [name for name in configuration.PRESETS if build(name).data.source == "fables"]  # the others need a network
+PROPER = [  # what each option of train takes
+    option("--steps", st.integers(1, 10**7)),
+    option("--seed", st.integers(0, 2**63)),
+    option("--keep-last", st.integers(1, 99)),
+    option("--eval-tokens", st.integers(0, 10**9)),
+    option("--device", ["cpu", "auto"]),
+    option("--dtype", ["float32", "bfloat16", "auto"]),
+    option("--kernels", ["reference", "torch", "auto"]),
+    option("--matmul-precision", ["highest", "high", "medium"]),
+    option("--on-spike", ["continue", "rewind"]),
+    option("--data", ["fables", "text.txt"]),
+    option("--out", ["new", "another"]),
+    option("--save-at", st.just("pythia") | st.lists(st.integers(0, 10), max_size=3).map(lambda n: str(n)[1:-1])),
+    st.sampled_from(["--compile", "--no-compile", "--exact-reduction", "--no-report", "--no-baselines"]).map(tuple_of),
+]
+OWN = st.sampled_from([p.opts[0] for p in cli.commands["train"].params if p.opts[0] != "--out"])
+WILD = st.one_of(st.tuples(st.just("--set"), ASSIGNMENTS.filter(harmless)), st.tuples(OWN, VALUES.filter(harmless)))
+WORD = st.sampled_from([*cli.commands, *OPTIONS, *WORDS, "fables", "runs"]).filter(harmless).map(tuple_of)
+
+
+@st.composite
+def trainings(draw):
+    """A preset, options with what they take and its own settings; one time in three something wild among them."""
+    preset = draw(st.sampled_from(PRESETS))
+    own = [f"{section}.{k}={v}" for section in SECTIONS for k, v in build(preset).to_dict()[section].items()]
+    proper = st.one_of(*PROPER, option("--set", [word for word in own if harmless(word)]))
+    pieces = draw(st.lists(proper, max_size=5))
+    if draw(st.sampled_from([False, False, True])):
+        pieces.insert(draw(st.integers(0, len(pieces))), draw(WILD | WORD))
+    return ["train", "--preset", preset, *itertools.chain(*pieces)]
+
+
+GENERATING = [
+    option("--checkpoint", ["best", "last", "2", "7"]),
+    option("--prompt", ["", "green", "\u00e9"]),
+    option("--temperature", st.floats(-0.5, 3)),
+    option("--top-k", st.integers(-1, 90)),
+    option("--top-p", st.floats(-0.1, 1.1)),
+    option("--seed", st.integers(0, 2**40)),
+]
+LINES = st.one_of(
+    *3 * [trainings()],
+    st.lists(st.sampled_from(["run", "data", "text.txt", "nothing", "run.pt"]), min_size=1, max_size=2).map(
+        lambda paths: ["check", *paths[: 1 + (len(paths[0]) > 7)]]
+    ),
+    st.lists(st.one_of(*GENERATING), max_size=3).map(
+        lambda pieces: [
+            "generate",
+            "--run",
+            "run",
+            "--max-new-tokens",
+            "2",
+            "--device",
+            "cpu",
+            *itertools.chain(*pieces),
+        ]
+    ),
+    st.lists(WILD | WORD, max_size=3).map(lambda pieces: [*itertools.chain(*pieces)]),
 )
-LINES = st.lists(PIECES, max_size=3).map(lambda pieces: [word for piece in pieces for word in piece])
-STARTS = st.sampled_from([["train"], ["train"], ["train", "--preset", "tiny"], ["check"], ["generate"], []])
 
 
 @many(10_000)
-def test_any_command_line_is_obeyed_or_refused(draws, tmp_path, monkeypatch):
+def test_any_command_line_is_obeyed_or_refused(draws, tmp_path, monkeypatch, text_file):
     """Trainings, and what else would take long or a network, are only begun: their work is replaced by looking at what
-    they were given."""
+    they were given. minilm check and minilm generate do theirs, on a run of two steps."""
     monkeypatch.chdir(tmp_path)
-
+    (tmp_path / "text.txt").write_bytes(text_file.read_bytes())
+    config = victim.config_for(tmp_path / "text.txt", steps=2)
+    victim.run(config, tmp_path / "run")
+    shutil.copytree(prepared(config.data).folder, tmp_path / "data")
     begun = []
 
-    def begin(config, *_, **__):
+    def begin(config, out, *_):
         begun.append(config)
-        assert isinstance(config, RunConfig)
+        assert isinstance(config, RunConfig) and RunConfig.from_dict(config.to_dict()) == config
         if config.data.source != "shakespeare":
-            open_source(config.data)
-        raise UserError("begun")
+            source_of(config.data)
+        return Result(out, State(), signal.SIGTERM)
 
     def refuse(*_, **__):
         raise UserError("begun")
@@ -154,27 +222,31 @@ def test_any_command_line_is_obeyed_or_refused(draws, tmp_path, monkeypatch):
         monkeypatch.setattr(name, refuse)
     monkeypatch.setattr("minilm.corpus.dataset.prepare", refuse)
     monkeypatch.setattr("minilm.doctor.diagnose", lambda: None)
-    codes: dict[int, int] = {}
+    codes, obeyed, refusals = Counter(), Counter(), Counter()
 
     @settings(max_examples=draws, **CALM)
-    @given(LINES, STARTS)
-    def draw(arguments, first):
+    @given(LINES)
+    def draw(arguments):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["minilm", *first, *arguments])
+            patch.setattr(sys, "argv", ["minilm", *arguments])
             with pytest.raises(SystemExit) as ended:
                 main()
         code = ended.value.code
-        codes[code] = codes.get(code, 0) + 1
+        codes[code] += 1
         assert code in (0, 1, 2), (code, err.getvalue())
         assert "Traceback" not in err.getvalue()
+        if code == 0 and arguments:
+            obeyed[arguments[0]] += 1
         if code == 2 and err.getvalue():
             assert err.getvalue().startswith("minilm: "), err.getvalue()
+            refusals[" ".join(err.getvalue().split()[1:6])] += 1
 
     draw()
-    print(f"command lines: exit codes {codes}")
-    print(f"{len(begun)} of them would have trained")
-    assert codes[2] > draws // 2 and len(begun) > draws // 50
+    print(f"command lines: exit codes {dict(codes)}, {len(refusals)} kinds of refusal; obeyed: {dict(obeyed)}")
+    assert codes[0] > draws // 3 and codes[2] > draws // 5
+    assert len(begun) > draws // 5 and obeyed["generate"] > draws // 50 and obeyed["check"] > draws // 50
+    assert len(refusals) > 20  # not all for one and the same reason
 
 
 TEXTS = st.binary(min_size=1, max_size=400) | st.text(min_size=1, max_size=300).map(

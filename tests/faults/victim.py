@@ -47,8 +47,8 @@ def run(config: RunConfig, out: Path) -> None:
 
 
 class Hooks:
-    """Counts the moments before and after every write, fsync, rename, link and removal, and within every write; at the
-    moment of this number, kill -9."""
+    """Counts the moments before and after every write, fsync, rename, link and removal, and within every write of a
+    checkpoint or of the journal; at the moment of this number, kill -9."""
 
     def __init__(self, kill_at: int = -1):
         self.kill_at, self.moments = kill_at, 0
@@ -63,6 +63,17 @@ class Hooks:
             self.moment()
 
         torch.save = self.around(torn)
+        append = journal._append
+
+        def torn_rows(path, rows):
+            if self.moments == self.kill_at and rows:
+                half = json.dumps(rows)[1 : 1 + len(json.dumps(rows)) // 2].replace("}, {", "}\n{")
+                with open(path, "a", encoding="utf-8") as file:
+                    file.write(half)
+            self.moment()
+            append(path, rows)
+
+        journal._append = self.around(torn_rows)
 
     def during(self, config: RunConfig, out: Path) -> None:
         run(config, out)

@@ -33,12 +33,16 @@ class TestSpikes:
     def spiking(self, batches, kill_at=None):
         """A loop in which batches of these numbers give a loss far above the others, and that dies when asked to."""
 
-        fetched: dict[int, int] = {}
+        fetched: dict[int, int] = {}  # the number of the batch that each step took
 
         class Spiking(Loop):
             def fetch(self, step):
-                fetched[step] = step + self.state.skipped
-                return super().fetch(step)
+                drawn, batch = [], self.sampler.batch
+                self.sampler.batch = lambda number: drawn.append(number) or batch(number)
+                result = super().fetch(step)
+                self.sampler.batch = batch
+                (fetched[step],) = drawn
+                return result
 
             def judge(self, step, loss, norm, line):
                 super().judge(step, loss + 9 * (fetched[step - 1] in batches), norm, line)
@@ -137,6 +141,20 @@ def test_the_end_by_non_finite_steps_names_the_last_good_checkpoint(tmp_path, te
     with pytest.raises(guards.NonFiniteError, match=rf"last good checkpoint is {out}/checkpoints/last.pt, of step 4"):
         run(reduced("tiny", text_file, max_bad_steps=2), out)
     assert checkpoint.load(out / "checkpoints" / "last.pt")["step"] == 4
+
+
+def test_so_many_non_finite_steps_in_a_row_end_it_wherever_losses_are_read(tmp_path, text_file, monkeypatch):
+    """Also where steps after them, of the same reading, were good."""
+
+    class Diverged(loop.Loop):
+        def judge(self, step, loss, norm, line):
+            super().judge(step, float("nan") if step in (2, 4, 5, 6) else loss, norm, line)
+
+    monkeypatch.setattr(loop, "Loop", Diverged)
+    changes = {"steps": 9, "eval_interval": 0, "checkpoint_interval": 0, "log_interval": 9}
+    with pytest.raises(guards.NonFiniteError, match=r"^3 steps in a row had .* up to step 6, and"):
+        run(reduced("tiny", text_file, max_bad_steps=3, **changes), tmp_path / "run")
+    assert run(reduced("tiny", text_file, max_bad_steps=4, **changes), tmp_path / "4").state.step == 9
 
 
 class TestMemory:
@@ -244,6 +262,33 @@ class TestSignals:
         if result.signal:
             run(loop.read_config(tmp_path / "run"), tmp_path / "run", resume=True)
         assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+    @pytest.mark.parametrize("evaluation", [0, 1, 3])
+    @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+    def test_during_an_evaluation_it_is_left_for_the_resumed_run(
+        self, number, evaluation, tmp_path, text_file, monkeypatch
+    ):
+        """Which may take longer than a scheduler waits. Of steps 0, 2, 4 and the last."""
+        number, evaluate = getattr(signal, number), loop.evaluate
+        config = reduced("tiny", text_file, save_at="0,2,6", eval_tokens=0, sample_interval=2, on_spike="rewind")
+        run(config, tmp_path / "whole")
+        count, asked = itertools.count(), []
+
+        def signalled(*arguments):
+            if next(count) == evaluation:
+                os.kill(os.getpid(), number)
+                cut = arguments[-1]
+                arguments = (*arguments[:-1], lambda: asked.append(1) or cut())
+            return evaluate(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "evaluate", signalled)
+            result = run(config, tmp_path / "run")
+        assert (result.signal, result.state.step) == (number, 2 * evaluation) and len(asked) == 1
+        assert run(config, tmp_path / "run", resume=True).signal is None
+        assert_same_run(tmp_path / "whole", tmp_path / "run")
+        samples = [sorted(p.name for p in (tmp_path / name / "samples").iterdir()) for name in ("whole", "run")]
+        assert samples[0] == samples[1]
 
     def test_a_third_ctrl_c_interrupts_at_once_and_loses_nothing_that_was_saved(self, tmp_path, text_file, monkeypatch):
         monkeypatch.setattr(loop, "Loop", self.signalled([signal.SIGINT] * 3))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from minilm import hardware
 from minilm.config import PRESETS, RunConfig, build
 from minilm.training import checkpoint, journal, loop
 from minilm.training.loop import train
@@ -93,6 +94,24 @@ def test_with_accumulation_dropout_and_muon_together(kernels, tmp_path, text_fil
     model = {"dropout": 0.3, "norm_type": "rmsnorm", "activation": "swiglu", "n_kv_heads": 1}
     config = reduced("quick", text_file, model, kernels=kernels, grad_accumulation=2, dtype="bfloat16")
     stopped_and_resumed(config, tmp_path)
+
+
+def test_the_scale_of_float16_gradients_goes_on(tmp_path, text_file, monkeypatch):
+    """Refused on a CPU, where only a test has a use for it; it halves where gradients overflow, as at steps 2 and 5."""
+
+    class Overflowing(loop.Loop):
+        def update(self, batch):
+            weight = self.model.blocks[0].mlp.up.weight
+            hook = weight.register_hook(lambda grad: grad * float("inf")) if self.state.step in (1, 4) else None
+            super().update(batch)
+            if hook:
+                hook.remove()
+
+    monkeypatch.setattr(loop, "Loop", Overflowing)
+    monkeypatch.setattr(hardware, "resolve_dtype", lambda *_: torch.float16)
+    stopped_and_resumed(reduced("tiny", text_file), tmp_path)
+    scaler = checkpoint.load(tmp_path / "parts" / "checkpoints" / "last.pt")["scaler"]
+    assert (scaler["scale"], scaler["_growth_tracker"]) == (2.0**14, 1)
 
 
 @pytest.mark.slow
@@ -233,3 +252,17 @@ class TestKeptCheckpoints:
             checkpoint.save(path, {k: v for k, v in old.items() if k != "format"})
         run(loop.read_config(tmp_path / "run"), tmp_path / "run", resume=True)
         assert checkpoint.load(best)["val_loss"] == 0.5
+
+    def test_best_weights_that_were_damaged_are_replaced_by_the_next(self, tmp_path, text_file, monkeypatch):
+        """Worse ones are better than none; the best loss is remembered all the same, and is no event."""
+        losses = iter([4.0, 2.0, 3.0, 2.5, 3.5, 2.4])
+        monkeypatch.setattr(loop, "evaluate", lambda *_: next(losses))
+        run(reduced("tiny", text_file, steps=4), tmp_path / "run")
+        best = tmp_path / "run" / "checkpoints" / "best.pt"
+        assert checkpoint.load(best)["val_loss"] == 2.0
+        best.write_bytes(best.read_bytes()[:-9])
+        result = run(reduced("tiny", text_file, steps=10), tmp_path / "run", resume=True)
+        assert checkpoint.load(best)["val_loss"] == 2.4
+        assert result.state.best["val_loss"] == 2.0
+        told = [e["val_loss"] for e in journal.read_rows(tmp_path / "run" / journal.EVENTS) if e["event"] == "best"]
+        assert told == [4.0, 2.0]
