@@ -13,6 +13,7 @@ import click
 import minilm
 from kernels import BackendUnavailable
 from minilm.errors import UserError
+from minilm.threads import wait_politely
 
 KERNELS = click.Choice(["auto", "reference", "torch", "triton"])
 FOLDER = click.Path(path_type=Path)
@@ -20,6 +21,7 @@ FOLDER = click.Path(path_type=Path)
 
 def main() -> None:
     """The `minilm` command: what a person can mend is one sentence on standard error and exit code 2."""
+    wait_politely()
     try:
         sys.exit(cli.main(prog_name="minilm", standalone_mode=False) or 0)
     except (click.exceptions.Abort, KeyboardInterrupt):
