@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib.util
 import io
 import itertools
-import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +20,7 @@ import torch
 from rich.console import Console
 
 import kernels
+from bench import nanogpt as nanogpt_bench
 from bench import timing
 from bench.contest import ABSENT, FAILED, MEMORY, OK
 from minilm import hardware
@@ -170,7 +168,8 @@ def _prepare(
     batches = itertools.cycle([torch.randint(VOCABULARY, shape, generator=generator).to(device) for _ in range(4)])
     torch.manual_seed(0)
     if entry.kernels == "nanogpt":
-        return _nanogpt_step(entry, config, dtype, device, nanogpt, batches)
+        theirs, _, take = nanogpt_bench.prepare(nanogpt, config, device, dtype, entry.compiled)
+        return lambda: take(next(batches)), sum(p.numel() for p in theirs.parameters())
     with torch.device(device):
         model = GPT(config.model, kernels.select(entry.kernels, device), dtype)
     loop = _loop(config, model, entry.compiled)
@@ -194,38 +193,3 @@ def _loop(config: RunConfig, model: GPT, compiled: bool) -> Loop:
     loop.clock = time.perf_counter()
     model.train()
     return loop
-
-
-def _nanogpt_step(entry, config, dtype, device, folder, batches) -> tuple[Callable[[], Any], int]:
-    """nanoGPT's model, optimizer and step, from a folder that the user has."""
-    path = Path(folder or "") / "model.py"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no model.py; --nanogpt takes a checkout of nanoGPT.")
-    module = sys.modules.get("nanogpt_model")
-    if module is None:
-        spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-        module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    m, t = config.model, config.train
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = module.GPT(
-            module.GPTConfig(
-                block_size=m.context_length, vocab_size=m.vocab_size, n_layer=m.n_layers, n_head=m.n_heads,
-                n_embd=m.d_model, dropout=0.0, bias=m.bias,
-            )
-        ).to(device)  # fmt: skip
-        optimizer = model.configure_optimizers(t.weight_decay, t.lr, (t.beta1, t.beta2), device.type)
-    forward = torch.compile(model) if entry.compiled else model
-    cast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
-
-    def step() -> Any:
-        batch = next(batches)
-        with cast:
-            _, loss = forward(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), t.grad_clip or math.inf)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss
-
-    return step, sum(p.numel() for p in model.parameters())

@@ -24,6 +24,11 @@ def _number(default: Any, low: float = -math.inf, high: float = math.inf, *, ope
     return field(default=default, metadata={"range": (low, high, open_low, open_high)})
 
 
+def _derived(low: float, high: float = math.inf) -> Any:
+    """A whole number that is found from the rest, or from the data, where it is left at None."""
+    return field(default=None, metadata={"range": (low, high, False, False), "derived": True})
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The architecture of a GPT. n_kv_heads and d_ff left at None are derived: n_heads, and 4·d_model (for SwiGLU
@@ -31,10 +36,10 @@ class ModelConfig:
 
     n_layers: int = _number(4, 1, 10_000)
     n_heads: int = _number(4, 1, 2**16)
-    n_kv_heads: int | None = _number(None, 1)
+    n_kv_heads: int = _derived(1)
     d_model: int = _number(128, 1, 2**20)
-    d_ff: int | None = _number(None, 1, 2**24)
-    vocab_size: int | None = _number(None, 1, 2**31)  # None: what the data has
+    d_ff: int = _derived(1, 2**24)
+    vocab_size: int = _derived(1, 2**31)  # None: what the data has
     context_length: int = _number(128, 1, 2**24)
     activation: str = _choice("gelu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu")
     norm: str = _choice("pre", "pre", "post")
@@ -258,7 +263,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "shakespeare-char-cpu": {
         "model": {**NANOGPT_CHAR["model"], "n_layers": 4, "n_heads": 4, "d_model": 128, "context_length": 64}
         | {"dropout": 0.0},
-        "train": {**NANOGPT_CHAR["train"], "steps": 2000, "batch_size": 12, "dtype": "float32"},
+        "train": {**NANOGPT_CHAR["train"], "steps": 2000, "batch_size": 12},
         "data": NANOGPT_CHAR["data"],
     },
     # The same data, split and tokens as nanoGPT's recipes, and a transformer that is otherwise free: for the least time
@@ -313,19 +318,20 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     section, dot, key = name.strip().partition(".")
     if not (equals and dot):
         raise UserError(f"--set {text!r} is not of the form section.key=value, such as train.lr=3e-4.")
-    kind = typing.get_type_hints(_class_of(section))[_known_key(section, key)]
-    return section, key, _parse(f"{section}.{key}", kind, value.strip())
+    kinds = _kinds(_class_of(section))[_known_key(section, key)]
+    return section, key, _parse(f"{section}.{key}", kinds, value.strip())
 
 
 def check_resume(old: RunConfig, new: RunConfig) -> list[str]:
     """What changes between a run and its continuation, in words; raises UserError naming what must not change."""
-    changes, refused = [], []
+    changes: list[str] = []
+    refused: list[str] = []
     for section in SECTIONS:
         before, after = (dataclasses.asdict(getattr(config, section)) for config in (old, new))
         for key in before:
             if before[key] != after[key]:
-                allowed = key in ON_RESUME.get(section, ())
-                (changes if allowed else refused).append(f"{section}.{key} from {before[key]} to {after[key]}")
+                can_change = key in ON_RESUME.get(section, ())
+                (changes if can_change else refused).append(f"{section}.{key} from {before[key]} to {after[key]}")
     if old.preset != new.preset:
         refused.append(f"the preset from {old.preset} to {new.preset}")
     if refused:
@@ -367,12 +373,17 @@ def _words(items: typing.Iterable[str]) -> str:
     return ", ".join(items)
 
 
-def _kinds(kind: Any) -> tuple[type, ...]:
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+def _kinds(section: type) -> dict[str, tuple[type, ...]]:
+    """The types that each field of a section may be given."""
+    found = {}
+    for f in dataclasses.fields(section):
+        kind = typing.get_type_hints(section)[f.name]
+        kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        found[f.name] = (*kinds, type(None)) if f.metadata.get("derived") else kinds
+    return found
 
 
-def _parse(name: str, kind: Any, text: str) -> Any:
-    kinds = _kinds(kind)
+def _parse(name: str, kinds: tuple[type, ...], text: str) -> Any:
     if type(None) in kinds and text.lower() in ("none", ""):
         return None
     if bool in kinds:
@@ -402,9 +413,9 @@ def _parse(name: str, kind: Any, text: str) -> Any:
 
 def _check(config: Any, section: str) -> None:
     """Types, choices and ranges of every field, each failure naming the field, the value and what is allowed."""
-    hints = typing.get_type_hints(type(config))
+    kinds_of = _kinds(type(config))
     for f in dataclasses.fields(config):
-        name, value, kinds = f"{section}.{f.name}", getattr(config, f.name), _kinds(hints[f.name])
+        name, value, kinds = f"{section}.{f.name}", getattr(config, f.name), kinds_of[f.name]
         if value is None and type(None) in kinds:
             continue
         if float in kinds and type(value) is int:

@@ -59,7 +59,7 @@ class Plan:
 PLANS = {
     "quick": Plan(
         preset=QUICK,
-        train={"train": {"save_at": "0,50,200,600,1600"}},
+        train={"train": {"save_at": "0,50,200,600,1600", "checkpoint_interval": 100}},
         samples={},
         trial={"study": "quick", "steps": 300},
         axes=("depth", "activation", "norm"),
