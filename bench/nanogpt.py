@@ -87,9 +87,7 @@ def train(folder: Path, config: RunConfig, out: Path) -> None:
     device = hardware.resolve_device(config.train.device)
     dtype = hardware.resolve_dtype("auto", device, config.model.d_model)
     data, t, T = prepared(config.data), config.train, config.model.context_length
-    config = build(
-        config.preset, {**config.to_dict(), "model": {**config.to_dict()["model"], "vocab_size": data.vocab_size}}
-    )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=data.vocab_size))
     torch.manual_seed(t.seed)
     model, optimizer, step = prepare(folder, config, device, dtype)
     sampler = BatchSampler(data.train, T, t.batch_size, t.seed)
