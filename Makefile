@@ -14,6 +14,7 @@ test: $(VENV)/installed-test lint
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "minilm needs Python 3.11 or later: make PYTHON=python3.12 ...")'

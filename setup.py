@@ -14,11 +14,11 @@ setup(
     description="A small-GPT laboratory: train, sample, ablate, fit and report, on fused Triton kernels",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="MIT",
+    license_expression="MIT",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["kernels", "kernels.*", "minilm", "minilm.*"]),
-    package_data={"minilm": ["report/templates/*"], "kernels": ["fused/tuned/*.json"]},
+    package_data={"minilm": ["py.typed", "report/templates/*"], "kernels": ["py.typed", "fused/tuned/*.json"]},
     install_requires=[
         "torch>=2.10",  # CVE-2025-32434 and CVE-2026-24747 in torch.load are fixed there
         "triton>=3.6; platform_system == 'Linux'",
@@ -33,12 +33,16 @@ setup(
         "filelock>=3.13",  # a run folder has one writer; torch brings it too
     ],
     extras_require={
+        "tensorboard": ["tensorboard>=2.14"],  # minilm train --log tensorboard
+        "wandb": ["wandb>=0.16"],
         "test": [
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-cov>=5",
             "hypothesis>=6.100",
             "ruff>=0.6",
+            "mypy>=1.15",
+            "tensorboard>=2.14",  # its event files are read back
             "transformers>=4.50",  # GPT-2 is checked against its implementation
         ],
     },

@@ -17,6 +17,7 @@ from typing import Any
 from bench import peers
 from bench.contest import OK
 from minilm.errors import UserError
+from minilm.studies.race import Race
 
 FORMAT = 1
 NAMES = {"causal_attention_packed": "attention", "linear_cross_entropy": "cross-entropy", "decode_attention": "decode"}
@@ -51,6 +52,7 @@ class Machine:
     rows: dict[tuple, Row] = field(default_factory=dict)
     train: dict[tuple, Row] = field(default_factory=dict)
     side_by_side: Row | None = None
+    races: list[Race] = field(default_factory=list)
     sources: list[tuple[str, Row]] = field(default_factory=list)
 
     @property
@@ -105,6 +107,9 @@ def read(paths: Iterable[Path], say: Callable[[str], None] = print) -> list[Mach
             data = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             say(f"{path} is left out: it could not be read as JSON ({error}).")
+            continue
+        if isinstance(data, dict) and {"target", "device", "runners"} <= data.keys():  # of minilm race
+            machines.setdefault(data["device"], Machine(data["device"])).races.append(Race.from_dict(data))
             continue
         facts = data.get("machine") if isinstance(data, dict) and data.get("format") == FORMAT else None
         if not isinstance(facts, dict) or not facts.get("device"):

@@ -32,6 +32,8 @@ from bench.records import (
 )
 from minilm.errors import UserError
 from minilm.report.canvas import save_png, sheet
+from minilm.report.race import remarks, table, verdict
+from minilm.studies.race import Race
 from minilm.training.checkpoint import write_atomically
 
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
@@ -95,7 +97,8 @@ def training_rows(machine: Machine) -> tuple[list[str], list[list[str]]]:
     rows = list(machine.train.values())
     sizes = list(dict.fromkeys(_train_size(row) for row in rows))
     failed = [_train_size(row) for row in rows if row["status"] == MEMORY]
-    chosen = sorted({sizes[0], max(sizes), *sorted(failed)[:1]})
+    beside = [_train_size(row) for row in rows if row["kernels"] == "nanogpt" and row["tokens_per_s"]]
+    chosen = sorted({sizes[0], max(sizes), *sorted(failed)[:1], *beside[:1]})
     head = ["training step", *(f"T={T} B={B}" for T, B in chosen), f"first step at T={sizes[0][0]}"]
     found = {(row["label"], _train_size(row)): row for row in rows}
     table = []
@@ -134,6 +137,15 @@ def _side_by_side(found: Row) -> str:
     )
 
 
+def _race(race: Race) -> list[str]:
+    """How long recipes take to a loss, as `minilm race` found it."""
+    shown = table(race)
+    return [
+        _plain(" ".join([verdict(race), *remarks(race)])),
+        "\n".join(markdown_table(shown["head"], len(shown["head"]) - 1, shown["rows"])),
+    ]
+
+
 def _measured_by(machine: Machine) -> str:
     files = []
     for name, facts in machine.sources:
@@ -150,8 +162,8 @@ EXPLAINED = (
 )
 
 
-def readme_part(machine: Machine, table: str, pictures: dict[str, str]) -> str:
-    """Of one device, as Markdown. table, pictures: where all rows and the figures are, from the README."""
+def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> str:
+    """Of one device, as Markdown. every_row, pictures: where all rows and the figures are, from the README."""
     parts = [f"### {_plain(machine.device)}"]
     if machine.rows:
         ours = [machine.ours, "PyTorch"] if machine.ours != "torch" else ["torch"]
@@ -167,7 +179,8 @@ def readme_part(machine: Machine, table: str, pictures: dict[str, str]) -> str:
         parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
-    links = {"every row": table} | pictures
+    parts += [part for race in machine.races for part in _race(race)]
+    links = {"every row": every_row} | pictures
     parts.append("More: " + ", ".join(f"[{name}]({path})" for name, path in links.items()) + ".")
     return "\n\n".join([*parts, _plain(_measured_by(machine))])
 
@@ -238,10 +251,10 @@ def report(paths: Sequence[Path], out: Path, readme: Path, say: Callable[[str], 
                 write_atomically(out / name, partial(save_png, draw()))
             pictures[name.removesuffix(f"-{machine.slug}.png").replace("_", "-")] = _from(readme, out / name)
             say(f"{out / name}")
-        table = out.parent / f"{machine.slug}.md"
-        _write(table, full_table(machine))
-        say(f"{table}")
-        parts.append(readme_part(machine, _from(readme, table), pictures))
+        every_row = out.parent / f"{machine.slug}.md"
+        _write(every_row, full_table(machine))
+        say(f"{every_row}")
+        parts.append(readme_part(machine, _from(readme, every_row), pictures))
     _write(readme, with_part(text, "\n\n".join(parts), readme))
     say(f"{readme}: the part between the markers is new")
 

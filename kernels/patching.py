@@ -114,7 +114,7 @@ def unpatch(model: nn.Module) -> None:
             del module.forward
     for module in model.modules():  # a model before its parts, whose own choice then counts
         if BEFORE in vars(module):
-            module.set_attn_implementation(getattr(module, BEFORE))
+            module.set_attn_implementation(getattr(module, BEFORE))  # type: ignore[operator]
             delattr(module, BEFORE)
 
 
@@ -155,7 +155,7 @@ def _accumulation_eps(x: Tensor) -> float:
     return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
 
 
-def _not_one_row_with_weights(norm: nn.Module) -> str:
+def _not_one_row_with_weights(norm: Any) -> str:
     if norm.weight is None:
         return "without weights"
     return f"over {len(norm.normalized_shape)} dimensions" if len(norm.normalized_shape) > 1 else ""

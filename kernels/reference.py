@@ -42,7 +42,8 @@ def causal_attention(
     scores = scores.masked_fill(columns > rows[:, None], -math.inf)
     weights = _wide(scores).softmax(dim=-1)
     if dropout_p > 0:
-        keep = keep_mask(dropout_p, dropout_seed, B * H, rows, columns).view(B, H, Tq, Tk)
+        mask = keep_mask(dropout_p, dropout_seed, B * H, rows, columns)  # type: ignore[arg-type]  # checked above
+        keep = mask.view(B, H, Tq, Tk)
         weights = weights * keep / (1 - dropout_p)
     return weights.to(q.dtype) @ v
 

@@ -191,7 +191,9 @@ def _grid(**choices: Iterable[int]) -> tuple[Config, ...]:
 
 
 def _attention_problems() -> Iterator[Problem]:
-    classes = [(HALF, width, length) for width in (64, 128, 32, 256, 16) for length in (512, None)]
+    classes: list[tuple[tuple[str, ...], int, int | None]] = [
+        (HALF, width, length) for width in (64, 128, 32, 256, 16) for length in (512, None)
+    ]
     classes += [(dtypes, width, None) for dtypes in (SINGLE, TF32) for width in (64, 128, 32, 256, 16)]
     for rank, (dtypes, width, length) in enumerate(classes):
         odd = {64: 40, 128: 96}.get(width, width)
@@ -218,8 +220,8 @@ def _decode_problems() -> Iterator[Problem]:
         yield Problem("decode", dtypes, width, None, checks, calls, grid, 25 + 10 * rank)
     grid = _grid(BLOCK_SPLITS=(4, 8, 16, 32), num_warps=(1, 2, 4), num_stages=[1])
     for dtypes in (HALF, SINGLE):
-        checks, timings = ((64, (2, 4, 333)), (40, (1, 2, 900))), ((64, (1, 8, 16_384)), (128, (8, 8, 4096)))
-        yield Problem("decode_merge", dtypes, None, None, checks, timings, grid, 97)
+        checks, calls = ((64, (2, 4, 333)), (40, (1, 2, 900))), ((64, (1, 8, 16_384)), (128, (8, 8, 4096)))
+        yield Problem("decode_merge", dtypes, None, None, checks, calls, grid, 97)
 
 
 def _layer_norm_problems() -> Iterator[Problem]:

@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from minilm.corpus.tokenizer import load_tokenizer
 from minilm.errors import UserError
 from minilm.files import check_plain
 from minilm.training import checkpoint, journal
-from minilm.training.loop import read_config
+from minilm.training.journal import read_config
 
 BLOCK = 1 << 20
 
@@ -39,7 +40,7 @@ class Findings:
     def wrong(self, text: str, remedy: str) -> None:
         self.lines.append((False, f"{text.rstrip('.')}. What can be done: {remedy}."))
 
-    def tried(self, what: str, look: Callable[[], str | None], remedy: str) -> bool:
+    def tried(self, what: str, look: Callable[[], object], remedy: str) -> bool:
         """Look; a UserError is a finding. `look` may return what there is to add to the name of what is sound."""
         try:
             self.sound(f"{what}{look() or ''}")
@@ -95,7 +96,7 @@ def _check_data(path: Path, found: Findings) -> None:
         return
     data = open_dataset(path)
     for split in SPLITS:
-        found.tried(f"{path / split}.bin: checksum", lambda split=split: _look_at_hash(path, data.meta, split), again)
+        found.tried(f"{path / split}.bin: checksum", partial(_look_at_hash, path, data.meta, split), again)
 
 
 def _look_at_hash(path: Path, meta: dict[str, Any], split: str) -> str:
@@ -130,7 +131,7 @@ def _check_run(path: Path, found: Findings) -> None:
     steps = _check_checkpoints(path, found)
     _check_journal(path, found, steps, checkpoint.best_loss(path, config.preset))
     for sample in sorted((path / journal.SAMPLES).glob("*.json")):
-        _silently(found, lambda sample=sample: journal.read_json(sample), "delete it; nothing depends on it")
+        _silently(found, partial(journal.read_json, sample), "delete it; nothing depends on it")
     parts = [part for name in journal.FOLDERS for part in (path / name).glob(".*.part")]
     if parts:
         found.wrong(f"{parts[0]} is half of a write that a kill cut off", "nothing; the next --resume removes it")
@@ -159,7 +160,7 @@ def _check_checkpoints(path: Path, found: Findings) -> int | None:
             remedy = f"minilm train --out {path} --resume goes on from {newest.name}"
         elif "best" in file.name:
             remedy = "use --checkpoint last, or give the run more steps: the next best is saved again"
-        found.tried(str(file), lambda file=file: _look_at_checkpoint(file), remedy)
+        found.tried(str(file), partial(_look_at_checkpoint, file), remedy)
     return None if newest is None else checkpoint.verify(newest)["step"]
 
 

@@ -109,6 +109,7 @@ class TrainConfig:
     matmul_precision: str = _choice("highest", "highest", "high", "medium")  # of float32 products: high allows TF32
     kernels: str = _choice("auto", "auto", "reference", "torch", "triton")
     compile: bool = False
+    checkpoint_activations: bool = False  # less memory, a third more arithmetic; the same numbers
     deterministic: bool = False
     exact_reduction: bool = False  # the same bits on 1, 2, 4 and 8 processes
     shard: bool = False  # cut weights, gradients and moments over the processes
@@ -297,7 +298,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 ON_RESUME = {
     "train": {"steps", "kernels", "device", "log_interval", "sample_interval", "checkpoint_interval", "shard"}
-    | {"grad_accumulation", "keep_last", "on_spike", "log"}
+    | {"grad_accumulation", "keep_last", "on_spike", "checkpoint_activations", "log"}
 }
 
 

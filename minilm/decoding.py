@@ -149,7 +149,7 @@ class Decoder:
         self.ends = torch.tensor(counts, device=context.device)[:, None]  # the same counts, on the device
         filled = torch.arange(T, device=context.device) < self.ends
         self.tokens = torch.cat((context.where(filled, 0), context.new_zeros(B, max_new_tokens)), dim=1)
-        self.cache = KVCache(model, B) if cache else None
+        self.cache: KVCache | Any = KVCache(model, B) if cache else None
         self.starts = [-1] * B  # of the windows that the cache holds
 
     def logits(self) -> Tensor:

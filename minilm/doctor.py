@@ -18,7 +18,7 @@ def diagnose(console: Console | None = None) -> None:
     """Print versions, devices, the kernels that would run and why, free memory and disk."""
     console = console or Console()
     device = hardware.resolve_device("auto")
-    facts = {name: version or "not installed" for name, version in hardware.versions().items()}
+    facts: dict[str, object] = {name: version or "not installed" for name, version in hardware.versions().items()}
     facts["revision"] = hardware.git_revision() or "n/a (no git checkout)"
     facts["device"] = f"{device} ({hardware.device_name(device)})"
     facts["threads"] = torch.get_num_threads()

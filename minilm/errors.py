@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """What was given, what is allowed, what to do, in one sentence."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython and notebooks show: the sentence alone, as on the command line."""
+        return [f"{type(self).__name__}: {self}"]

@@ -26,7 +26,7 @@ def data_folder() -> Path:
     return base / "minilm"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], before: Callable[[], None] | None = None) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object], before: Callable[[], None] | None = None) -> None:
     """Have `write` fill a temporary file, make it durable, call `before`, and only then give the file its name.
 
     A kill, a full disk or a power cut at any moment leaves either the old file or the new one, whole.

@@ -8,10 +8,12 @@ Shapes: B batch, T time, C d_model, H heads, D head width, F d_ff, V vocabulary.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels import Backend
@@ -19,7 +21,6 @@ from kernels.reference import unpack_heads
 from minilm import decoding
 from minilm.config import ModelConfig
 from minilm.decoding import KVCache, Sampling
-
 
 
 class Linear(nn.Linear):
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         else:
             q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)  # (B, H or Hkv, T, D)
             if self.norm_q is not None:
-                q, k = self.norm_q(q), self.norm_k(k)
+                q, k = self.norm_q(q), self.norm_k(k)  # type: ignore[misc]  # both or none
             if rotation is not None:
                 q, k = rotate(q, *rotation), rotate(k, *rotation)
             y = self.ops.causal_attention(q, k, v, **dropout) if past is None else self.attend_past(q, k, v, *past)
@@ -160,7 +161,8 @@ class GPT(nn.Module):
     and of what norms put out. Weights are float32 whatever these are, and state-dict keys do not depend on them.
     """
 
-    tokenizer = None  # what its ids stand for, where it was loaded from a run
+    checkpoint_activations = False  # keep what goes into each block only, and compute the rest again for the backward
+    tokenizer: Any = None  # what its ids stand for, where it was loaded from a run
 
     def __init__(
         self,
@@ -230,7 +232,7 @@ class GPT(nn.Module):
             x.flatten(0, 1).to(self.dtype), self.head.weight.to(self.dtype), targets.flatten()
         )
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | Any = None) -> Tensor:
         """What the head reads: the residual stream after the last norm, (B, T, C) in residual_dtype.
 
         With a cache, tokens are one more for each sequence (B, 1), or the beginnings of all, and their keys and values
@@ -251,10 +253,13 @@ class GPT(nn.Module):
             positions = torch.arange(T, device=x.device)
             rotation = rotary_table(positions, self.config.head_dim, self.config.rope_base)  # (T, D/2)
         x = F.dropout(x, self.config.dropout, self.training).to(self.residual_dtype)
-        branch = None
+        branch: Any = None
         for i, (block, seed) in enumerate(zip(self.blocks, self.dropout_seeds(x.device), strict=True)):
             past = None if cache is None else (cache.keys[i], cache.values[i], cache.lengths)
-            x, branch = block(x, branch, rotation, seed, past)
+            if self.checkpoint_activations and self.training:
+                x, branch = checkpoint(block, x, branch, rotation, seed, use_reentrant=False)
+            else:
+                x, branch = block(x, branch, rotation, seed, past)
         return x if self.final_norm is None else self.final_norm.add(branch, x)[0]
 
     def dropout_seeds(self, device: torch.device) -> tuple[Tensor | None, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import pytest
 
 import minilm
-from minilm.cli import main
+from minilm.cli import cli, main
 
 TINY = ["train", "--preset", "tiny", "--device", "cpu", "--no-report", "--set", "train.eval_tokens=500"]
 
@@ -63,14 +64,40 @@ class TestHelp:
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         assert out.strip() == "[]"
 
-    @pytest.mark.parametrize("command", ["prepare", "train", "generate", "report", "baselines", "doctor"])
+    @pytest.mark.parametrize("command", sorted(cli.commands))
     def test_every_command_explains_itself(self, command):
-        done = run(command, "--help")
+        done = run_here(command, "--help")
         assert done.returncode == 0 and f"Usage: minilm {command}" in done.stdout
-        assert command == "doctor" or f"\n  minilm {command} " in done.stdout  # an example
+        told = map(str.strip, cli.commands[command].help.splitlines())
+        examples = [line for line in told if line.startswith("minilm ")]
+        assert any(line.startswith(f"minilm {command}") for line in examples)
+        assert all(f"\n  {line}\n" in done.stdout for line in examples)  # each on a line of its own
 
     def test_the_version_is_the_packages(self):
         assert minilm.__version__ in run("--version").stdout
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(("shell", "words"), [("bash", "complete -o"), ("zsh", "compdef"), ("fish", "complete")])
+    def test_the_script_says_how_it_is_installed(self, shell, words):
+        script = run_here("completion", shell).stdout
+        first, *rest = script.splitlines()
+        assert first.startswith("# In every new shell: ") and f"minilm completion {shell}" in first
+        assert "_MINILM_COMPLETE" in script and any(words in line for line in rest)
+
+    def test_what_the_script_asks_for_is_answered(self):
+        def completed(*words):
+            typed = " ".join(["minilm", *words])
+            done = run(_MINILM_COMPLETE="bash_complete", COMP_WORDS=typed, COMP_CWORD=str(len(words)))
+            return done.stdout.split()
+
+        assert completed("tr") == ["plain,train"]
+        assert completed("train", "--log", "t") == ["plain,tensorboard"]
+
+    @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+    def test_bash_can_read_its_script(self, tmp_path):
+        (tmp_path / "script").write_text(run_here("completion", "bash").stdout)
+        assert subprocess.run(["bash", "-n", tmp_path / "script"], capture_output=True).stderr == b""
 
 
 class TestTrain:
@@ -223,6 +250,7 @@ class TestMistakes:
         refused(run_here(*TINY, "--device", "quantum"), "The device is 'quantum'")
         refused(run_here(*TINY, "--dtype", "float16"), "train.dtype is 'float16' and the device is a CPU")
         refused(run_here(*TINY, "--kernels", "cuda"), "--kernels")
+        refused(run_here(*TINY, "--log", "excel"), "--log", "tensorboard")
         refused(run_here("train", "--nonsense"), "--nonsense")
         refused(run_here("nonsense"), "nonsense")
 

@@ -228,6 +228,23 @@ def test_too_long_an_input_is_refused():
         make()(torch.zeros(1, 17, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_computed_again_are_the_same_to_the_bit_and_take_less_memory(kind):
+    """Dropout included: it is drawn again as it was."""
+    results, kept = [], []
+    tokens, targets = batch()
+    for again in (False, True):
+        model = make(**{"n_layers": 6, **KINDS[kind]})
+        model.checkpoint_activations = again
+        torch.manual_seed(7)
+        loss = model(tokens, targets)
+        loss.backward()
+        results.append([loss, *(p.grad for p in model.parameters())])
+        kept.append(saved_bytes(model, tokens, targets))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < 0.5 * kept[0]
+
+
 def test_bytes_kept_for_the_backward_are_counted_on_meta_tensors():
     real = make(ops="reference")
     tokens, targets = batch()

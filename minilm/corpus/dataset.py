@@ -18,7 +18,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -392,7 +392,7 @@ def _first_from(path: Path, dtype: np.dtype, bound: int) -> int | None:
     """The position of the first token that is not below `bound`. Read in blocks: a map would stay resident whole."""
     buffer, start = np.empty(1 << 18, dtype), 0
     with path.open("rb") as file:
-        while size := file.readinto(buffer):
+        while size := file.readinto(buffer.data):
             block = buffer[: size // dtype.itemsize]
             if int(block.max()) >= bound:
                 return start + int(np.argmax(block >= bound))
@@ -416,7 +416,7 @@ class BatchSampler:
         self.tokens, self.batch_size, self.seed = tokens, batch_size, seed
         self.dtype = tokens.dtype
         mapped = isinstance(tokens, np.memmap) and hasattr(os, "pread")
-        self.file = open(tokens.filename, "rb") if mapped else None  # noqa: SIM115 (as long as the sampler)
+        self.file = open(cast(Any, tokens).filename, "rb") if mapped else None  # noqa: SIM115 (as long as the sampler)
         self.window = np.arange(context_length + 1)
         self.starts = len(tokens) - context_length
 

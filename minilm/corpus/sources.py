@@ -17,7 +17,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 from minilm.config import DataConfig
 from minilm.errors import UserError
@@ -215,7 +215,7 @@ def _suffix(path: Path) -> str:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+        return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else open(path, "rb")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions.") from None
 

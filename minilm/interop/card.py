@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import minilm
+from minilm.corpus.tokenizer import CharTokenizer
 from minilm.errors import UserError
 from minilm.interop.layouts import Layout
 from minilm.model import GPT
@@ -98,9 +99,10 @@ def _use(trained: Trained, layout: Layout | None, out: Path) -> str:
 
 def _prompt(trained: Trained) -> str:
     """Some text that this tokenizer knows."""
-    if trained.tokenizer.kind != "char" or all(c in trained.tokenizer.vocabulary for c in "The "):
+    tokenizer = trained.tokenizer
+    if not isinstance(tokenizer, CharTokenizer) or all(c in tokenizer.vocabulary for c in "The "):
         return "The "
-    return next((c for c in trained.tokenizer.vocabulary if c.isalpha()), trained.tokenizer.vocabulary[0])
+    return next((c for c in tokenizer.vocabulary if c.isalpha()), tokenizer.vocabulary[0])
 
 
 def _parameters(trained: Trained) -> dict[str, int]:

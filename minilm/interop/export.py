@@ -103,7 +103,7 @@ def to_layout(layout: Layout, trained: Trained) -> dict[str, Tensor]:
     there once."""
     config, weights = layout.widened(trained.config.model), trained.state["model"]
     shapes = checkpoint.shapes_of(config)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for ours, place in layout.places(config).items():
         tensor = weights[ours] if ours in weights else torch.zeros(shapes[ours])
         tensors |= zip(place.names, place.taken_apart(tensor), strict=True)
@@ -137,7 +137,7 @@ def _config_of_layout(layout: Layout, trained: Trained, dtype: str) -> dict[str,
 
 def _config_of_ours(trained: Trained) -> dict[str, Any]:
     """All that an import needs to be the run again, but for its journal and its optimizer."""
-    known = {key: trained.state[key] for key in ("step", "val_loss") if key in trained.state}
+    known: dict[str, Any] = {key: trained.state[key] for key in ("step", "val_loss") if key in trained.state}
     config = trained.config.to_dict()
     config["data"]["tokenizer_file"] = None  # a path of this machine; the tokens are beside it
     return {"format": OURS, "version": FORMAT, **config, **known, "data_meta": trained.data}

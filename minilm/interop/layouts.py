@@ -169,7 +169,7 @@ class _Theirs:
         return float(value)
 
     def must_be(self, key: str, *allowed: Any) -> Any:
-        value = self.values.get(key)
+        value: Any = self.values.get(key)
         for known in allowed:
             both = isinstance(value, float | int) and isinstance(known, float)
             if value == known or (both and math.isclose(value, known, rel_tol=1e-9)):
@@ -198,7 +198,7 @@ def _read_gpt2(saved: dict[str, Any], notes: list[str]) -> ModelConfig:
         n_layers=theirs.number("n_layer"),
         n_heads=theirs.number("n_head"),
         d_model=theirs.number("n_embd"),
-        d_ff=None if theirs.values["n_inner"] is None else theirs.number("n_inner"),
+        d_ff=None if theirs.values["n_inner"] is None else theirs.number("n_inner"),  # type: ignore[arg-type]
         vocab_size=theirs.number("vocab_size"),
         context_length=theirs.number("n_positions"),
         activation={theirs_: ours for ours, theirs_ in ACTIVATIONS.items()}.get(activation, "gelu_tanh"),

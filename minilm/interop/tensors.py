@@ -103,5 +103,5 @@ def sha256_of(weights: dict[str, Tensor]) -> str:
     for name in sorted(weights):
         t = weights[name].detach().cpu().contiguous()
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        digest.update(memoryview(t.view(-1).view(torch.uint8).numpy()))
+        digest.update(t.view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

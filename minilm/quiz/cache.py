@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from typing import Any, cast
 
 from minilm.quiz.grading import Evidence, Free, Number, Part, Question, choice, tell
 
@@ -194,7 +195,9 @@ def _old_rows_stay(seed: int) -> Evidence:
         model = GPT(config, kernels.select("reference")).double().use(kernels.select("reference"), torch.float64).eval()
         tokens = torch.randint(V, (1, T))
     kept: list[torch.Tensor] = []
-    hooks = [b.attention.qkv.register_forward_hook(lambda _m, _i, out: kept.append(out)) for b in model.blocks]
+    hooks = [
+        b.attention.qkv.register_forward_hook(lambda _m, _i, out: kept.append(out)) for b in cast(Any, model.blocks)
+    ]
     with torch.no_grad():
         model(tokens[:, :-1])
         model(tokens)

@@ -7,7 +7,7 @@ import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 from minilm.quiz.grading import Evidence, Number, Part, Question, Shape, Verdict, choice
 
@@ -143,8 +143,8 @@ def _verify(seed: int) -> list[Evidence]:
     cases = draw_cases(seed)
     for case in cases:
         (B, T, C), H = case.x.shape, case.n_heads
-        arguments = [t.double() for t in (case.x, case.w_qkv, case.w_out)]
-        off = (multi_head_attention(*arguments, H) - case.right()).abs().max().item()
+        x, w_qkv, w_out = (t.double() for t in (case.x, case.w_qkv, case.w_out))
+        off = (multi_head_attention(x, w_qkv, w_out, H) - case.right()).abs().max().item()
         holds &= off < CLOSE
         lines.append(f"{case.name:20}{B:3}{T:3}{C:4}{H:3}   {off:.0e}")
     main = cases[0]
@@ -157,7 +157,7 @@ def _verify(seed: int) -> list[Evidence]:
     wrong = []
     for name in ("no scale", "no mask", "heads not split", "softmax over queries", "no output projection"):
         option, value = FLAWS[name][0]
-        y = flawed(x, w_qkv, w_out, H, **{option: value})
+        y = flawed(x, w_qkv, w_out, H, **cast(Any, {option: value}))
         wrong.append(f"{name:24}{(y - main.right()).abs().max() / main.right().abs().max():6.0%} of the largest number")
     return [
         Evidence(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -219,7 +219,7 @@ def _name_the_flaw(case: Case, given: Tensor, right: Tensor) -> str:
     arguments = (case.x.double(), case.w_qkv.double(), case.w_out.double(), case.n_heads)
     for options, hint in wrong_ways():
         for hidden in (-math.inf, -1e9):
-            if _same(given, flawed(*arguments, **options, hidden=hidden), case.dtype):
+            if _same(given, flawed(*arguments, **cast(Any, options), hidden=hidden), case.dtype):
                 return hint
     if not given.isfinite().all():
         return "It gives NaN or infinity: is there a row in which every score is -∞?"

@@ -63,7 +63,12 @@ def draw_forest(axes: Axes, compared: Sequence[Row], control: Row | None, dots: 
         if detectable:
             axes.add_patch(Rectangle((-detectable, -i - 1), 2 * detectable, 1, color=LIGHT["grid"], alpha=0.55, lw=0))
         shown = name if len(name) <= LABEL_SHOWN else name[: LABEL_SHOWN - 1] + "…"
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10, "parse_math": False}
+        beside: dict[str, Any] = {
+            "transform": axes.get_yaxis_transform(),
+            "va": "center",
+            "fontsize": 10,
+            "parse_math": False,
+        }
         axes.text(0, -i - 0.27, shown, color=LIGHT["ink"], **beside)
         said = nothing if difference is None else f"{difference:+.{decimals(low, high)}f}"
         axes.text(1, -i - 0.27, said, color=LIGHT["s2" if difference is None else role], ha="right", **beside)
@@ -155,7 +160,7 @@ def draw_ladder(
             axes.plot([x, x], [row["low"], row["high"]], color=LIGHT[role], linewidth=2, zorder=2)
         axes.plot([x], [row["mean"]], "_", color=LIGHT[role], markersize=14, markeredgewidth=2.4, zorder=4)
         top = max([*seeds, row["mean"], row["high"] or row["mean"]])
-        over = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 10}
+        over: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 10}
         axes.annotate(words.short((row["parameters"] or {}).get("total")), (x, top), color=LIGHT["muted"], **over)
     pad = (max(xs) / min(xs)) ** 0.12
     axes.set_xlim(min(xs) / pad, max(xs) * pad)

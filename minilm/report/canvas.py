@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ DARK = {
 }
 SERIES = tuple(key for key in LIGHT if key.startswith("s"))
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the PNG is the same on every machine
     "font.size": 11,
     "text.color": LIGHT["ink"],

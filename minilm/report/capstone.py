@@ -5,6 +5,7 @@ same folders give the same bytes. Each part has a page of its own beside it, wit
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def write_capstone(out: Path, items: Sequence[dict[str, Any]], settings: Sequenc
     for name, template in ((PAGE, "capstone.html"), (MARKDOWN, "capstone.md")):
         text = environment(template).get_template(template).render(page)
         path = out / name
-        write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8", newline="\n") and None)
+        write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8", newline="\n"))
         written.append(path)
     return written
 

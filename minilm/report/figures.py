@@ -102,5 +102,5 @@ def _numbers(metrics: Mapping[str, Any], key: str) -> np.ndarray:
         raise UserError(
             f"{key} holds something that is no number; give a list of numbers, None or NaN where one is missing."
         ) from None
-    numbers = np.array(numbers, dtype=float)
-    return np.where(np.isfinite(numbers), numbers, np.nan)
+    found = np.array(numbers, dtype=float)
+    return np.where(np.isfinite(found), found, np.nan)

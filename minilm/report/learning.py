@@ -31,7 +31,7 @@ SHARES = ("value", "low", "high")
 def watch_of(run: Run) -> list[dict[str, Any]]:
     """Prompt after prompt: its name and the checkpoints, each with its texts from cool to hot."""
     points = [p for p in _list(run.watch, "checkpoints") if isinstance(p, dict) and _list(p, "samples")]
-    chosen = np.unique(np.linspace(0, len(points) - 1, POINTS_SHOWN).round().astype(int)) if points else []
+    chosen: Any = np.unique(np.linspace(0, len(points) - 1, POINTS_SHOWN).round().astype(int)) if points else []
     prompts = [p for p in _list(run.watch, "prompts") if isinstance(p, str)][:PROMPTS_SHOWN]
     shown = []
     for prompt in prompts:
@@ -150,7 +150,7 @@ class _Judged:
             ("muted", "dotted", self.gram_name),
             ("ink", "dashed", "held-out text"),
         ]
-        panels = []
+        panels: list[Panel] = []
         for name, title, unit in self.told():
             lines = [
                 _line(role, dashes, [c["temperature"] for c in cells], [figure(c, name) for c in cells])
@@ -167,8 +167,8 @@ class _Judged:
             ("ink", "dashed", [self.held_out]),
         ):
             cell = next((c for c in cells if c is self.held_out or c["temperature"] == near), {})
-            lengths = list(range(1, 11))
-            of_length.append(_line(role, dashes, lengths, [figure(cell, f"novelty_{n}") for n in lengths]))
+            lengths = [float(n) for n in range(1, 11)]
+            of_length.append(_line(role, dashes, lengths, [figure(cell, f"novelty_{n:g}") for n in lengths]))
         draw = partial(draw_figure, lines=of_length, levels=[], unit="%", against="n")
         panels.append(
             Panel(f"New n-grams at temperature {near:g}", "New n-grams by their length", draw, margins=MARGINS)

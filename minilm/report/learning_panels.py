@@ -5,6 +5,7 @@ known; low and high are ends of 95% intervals, drawn as bars. A level is (colour
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,20 +33,20 @@ def draw_figure(axes: Axes, lines: Sequence[Line], levels: Sequence[Level], unit
         barred = known & np.isfinite(low) & np.isfinite(high)
         axes.vlines(x[barred], low[barred], high[barred], color=color, linewidth=1.3)
         axes.plot(x[known], value[known], color=color, linestyle=dashes, linewidth=2, marker="o", markersize=4)
-    for role, dashes, value in levels:
-        if np.isfinite(value):
-            axes.axhline(value, color=LIGHT[role], linestyle=dashes, linewidth=1.4, zorder=1)
+    for role, dashes, level in levels:
+        if np.isfinite(level):
+            axes.axhline(level, color=LIGHT[role], linestyle=dashes, linewidth=1.4, zorder=1)
     _value_axis(axes, unit)
     x = np.concatenate([line[2] for line in lines]) if lines else np.array([])
     if against == "step":
         _step_axis(axes, x)
     else:
-        axes.xaxis.set_major_locator(FixedLocator(np.unique(x)))
+        axes.xaxis.set_major_locator(FixedLocator(np.unique(x).tolist()))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel({"n": "length of the n-gram"}.get(against, against))
     axes.grid(axis="x", visible=False)
     if not any(np.isfinite(line[3]).any() for line in lines):
-        middle = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": LIGHT["muted"]}
+        middle: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": LIGHT["muted"]}
         axes.text(0.5, 0.75, "nothing to count", **middle)
 
 

@@ -7,10 +7,12 @@ arrays in which NaN stands for what was not finite.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from minilm.report.canvas import LIGHT, SERIES
@@ -112,7 +114,12 @@ def draw_validation_loss(axes: Axes, series: Series, reference: Reference) -> No
     _line(axes, steps, losses, "s2", "validation", linewidth=2.2, marker=marker, markersize=4)
     best = best_of(series)
     if best:
-        ring = {"markersize": 11, "markerfacecolor": "none", "markeredgecolor": LIGHT["ink"], "markeredgewidth": 1.4}
+        ring: dict[str, Any] = {
+            "markersize": 11,
+            "markerfacecolor": "none",
+            "markeredgecolor": LIGHT["ink"],
+            "markeredgewidth": 1.4,
+        }
         axes.plot(*best, "o", label=f"best {best[1]:.3f} at step {best[0]:,.0f}", **ring)
     _loss_axis(axes, losses[np.isfinite(losses)], reference, None)
     _on_the_edge(axes, steps[~np.isfinite(losses)], "x", "s2", "not finite")
@@ -154,7 +161,7 @@ def draw_gradient_norm(axes: Axes, series: Series, clip: float | None) -> None:
 
 def draw_above_floor(axes: Axes, curves: Curves, floor: float) -> None:
     """L - E, what is left to learn, on two log axes: the only form in which a power law is a straight line."""
-    left = []
+    left: list[Any] = []
     for (steps, losses), name, role in ((curves.train, "training, averaged", "s1"), (curves.val, "validation", "s2")):
         losses = moving_average(losses) if role == "s1" else losses
         seen = (steps > 0) & np.isfinite(losses) & (losses > floor)
@@ -208,7 +215,7 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, role: str, label: str | None
 def _on_the_edge(axes: Axes, steps: np.ndarray, marker: str, role: str, label: str) -> None:
     if len(steps):
         kept = steps[np.unique(np.linspace(0, len(steps) - 1, MARKS_SHOWN).astype(int))]
-        edge = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
         axes.plot(kept, np.ones(len(kept)), marker, color=LIGHT[role], markersize=6, label=label, **edge)
 
 
@@ -229,7 +236,7 @@ def _reference_lines(axes: Axes, reference: Reference) -> list[tuple[float, str,
     labels = []
     for name, nats in reference.baselines:
         if low < nats < high:
-            dots = {"linewidth": 0.9, "alpha": 0.6, "linestyle": (0, (1, 2))}
+            dots: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.6, "linestyle": (0, (1, 2))}
             axes.axhline(nats, color=LIGHT["muted"], zorder=1, label=f"_{name}", **dots)
             labels.append((nats, name, "muted"))
     if reference.floor is not None:
@@ -262,15 +269,15 @@ def _finish(axes: Axes, steps: np.ndarray, labels: list[tuple[float, str, str]],
     handles, names = axes.get_legend_handles_labels()
     if names:
         legend = axes.legend(handles, names, loc="lower left", bbox_to_anchor=(0, 1.04), ncols=2)
-        for handle in legend.legend_handles:
+        for handle in cast(list[Line2D], legend.legend_handles):
             handle.set_linewidth(max(2, handle.get_linewidth()))
     if nothing:
         axes.text(0.5, 0.75, nothing, transform=axes.transAxes, ha="center", va="center", color=LIGHT["muted"])
-    height = axes.get_position().height * axes.figure.get_figheight() * 72
+    height = axes.get_position().height * cast(Figure, axes.figure).get_figheight() * 72
     place = axes.transAxes.inverted().transform
     at = [place(axes.transData.transform((axes.get_xlim()[0], value)))[1] for value, _, _ in labels]
     for (_, name, role), y in zip(labels, spread(at, 12 / height), strict=True):
-        beside = {"transform": axes.transAxes, "va": "center", "fontsize": 10, "parse_math": False}
+        beside: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "fontsize": 10, "parse_math": False}
         axes.text(1.015, y, name, color=LIGHT[role], **beside)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def save_plate(plate: Plate, path: Path, width: float = 380) -> None:
                 for line, (role, dashes, said) in enumerate(panel.legend):
                     y = top - 36 - 16 * line
                     ends = [(left + 12) / across, (left + 34) / across], [y / total, y / total]
-                    figure.add_artist(Line2D(*ends, color=LIGHT[role], linewidth=2.4, linestyle=dashes))
+                    figure.add_artist(Line2D(*ends, color=LIGHT[role], linewidth=2.4, linestyle=cast(Any, dashes)))
                     text(42, y, said)
                 side, right, head, foot = panel.margins
                 low = top - over - panel.height

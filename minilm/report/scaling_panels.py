@@ -5,10 +5,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy import stats
 
@@ -115,7 +116,7 @@ def draw_loss(axes: Axes, fit: Fit, n: np.ndarray, losses: np.ndarray) -> None:
     labels = [(max(value, bottom), name if value >= bottom else f"↓ {name}", role) for value, name, role in labels]
     axes.set_ylabel("validation loss, nats a token")
     if not len(n):
-        nothing = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": LIGHT["muted"]}
+        nothing: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "color": LIGHT["muted"]}
         axes.text(0.5, 0.75, "no run ended with a finite loss", **nothing)
     _size_axis(axes, n, fit["count"])
     _beside(axes, labels)
@@ -124,7 +125,7 @@ def draw_loss(axes: Axes, fit: Fit, n: np.ndarray, losses: np.ndarray) -> None:
 def draw_pure(axes: Axes, fit: Fit, n: np.ndarray, losses: np.ndarray) -> None:
     """Loss on two logarithmic axes, where the pure form is a straight line and one with a floor bends."""
     at, pure = _along(n), form_of(fit, "pure")
-    shown = [*losses, *pure.loss(at)]
+    shown = [*losses, *np.asarray(pure.loss(at))]
     axes.set_yscale("log")
     axes.plot(at, pure.loss(at), color=LIGHT["s2"], linewidth=2, linestyle=DASHED, label="a·N^-alpha")
     if fit["form"] == "offset":
@@ -147,7 +148,7 @@ def draw_above(axes: Axes, fit: Fit, n: np.ndarray, losses: np.ndarray) -> None:
         axes.plot(at, law.loss(at) - law.E, color=LIGHT["s1"], linewidth=2.2)
         above = losses > law.E
         _seeds(axes, fit, n[above], losses[above] - law.E)
-        shown += [*(losses[above] - law.E), *(law.loss(at) - law.E)]
+        shown += [*(losses[above] - law.E), *(np.asarray(law.loss(at)) - law.E)]
         means = [s["loss"] - law.E if s["loss"] > law.E else math.nan for s in fit["sizes"]]
         _means(axes, fit, means, [_within(m, half_width(fit, s)) for m, s in zip(means, fit["sizes"], strict=True)])
     if fit["floor"] is not None and losses.min() > fit["floor"]:
@@ -210,7 +211,7 @@ def draw_without(axes: Axes, fit: Fit) -> None:
         marker = ("<" if alpha < law.alpha else ">") if over else "o"
         role = "ink" if row == 0 else "s2" if abs(alpha - law.alpha) > MAX_MOVE else "s1"
         axes.plot(np.clip(alpha, *axes.get_xlim()), row, marker, color=LIGHT[role], markersize=7, clip_on=False)
-        beside = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
+        beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 10}
         axes.text(1.03, row, f"{alpha:.3f}", color=LIGHT[role if row == 0 or role == "s2" else "muted"], **beside)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.grid(axis="y", visible=False)
@@ -243,11 +244,11 @@ def draw_contours(axes: Axes, points: Sequence[dict], law: ChinchillaLaw | None,
     axes.set_ylim(d.min() / 1.4, d.max() * 1.4)
     _amounts(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel("tokens")
-    ends = np.array(axes.get_xlim()), np.array(axes.get_ylim())
-    x, y = (np.geomspace(*end, 60) for end in ends)
+    ends = axes.get_xlim(), axes.get_ylim()
+    x, y = (np.geomspace(low, high, 60) for low, high in ends)
     if law:
-        losses = law.loss(x[None, :], y[:, None])
-        levels = MaxNLocator(8, steps=ROUND).tick_values(losses.min(), losses.max())
+        losses = np.asarray(law.loss(x[None, :], y[:, None]))
+        levels = np.asarray(MaxNLocator(8, steps=ROUND).tick_values(losses.min(), losses.max()))
         levels = levels[(levels > losses.min()) & (levels < losses.max())]
         if len(levels):
             lines = axes.contour(x, y, losses, levels=levels, colors=LIGHT["s1"], linewidths=1.1)
@@ -274,7 +275,7 @@ def draw_parabolas(axes: Axes, curves: Sequence[dict], groups: Sequence[Sequence
             bend = np.polyfit(x - x.mean(), losses, 2)
             axes.plot(at, np.polyval(bend, np.log(at) - x.mean()), color=LIGHT[role], linewidth=1.8, linestyle=dashes)
         if curve["n"]:
-            ring = {
+            ring: dict[str, Any] = {
                 "markersize": 11,
                 "markerfacecolor": "none",
                 "markeredgecolor": LIGHT["ink"],
@@ -377,7 +378,7 @@ def _beside(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
     """Names of horizontal lines at their right end, pushed apart where they would overlap."""
     place = axes.transAxes.inverted().transform
     at = [place(axes.transData.transform((axes.get_xlim()[0], value)))[1] for value, _, _ in labels]
-    height = axes.get_position().height * axes.figure.get_figheight() * 72
+    height = axes.get_position().height * cast(Figure, axes.figure).get_figheight() * 72
     for (_, name, role), y in zip(labels, spread(at, 12 / height), strict=True):
-        beside = {"transform": axes.transAxes, "va": "center", "fontsize": 10, "parse_math": False}
+        beside: dict[str, Any] = {"transform": axes.transAxes, "va": "center", "fontsize": 10, "parse_math": False}
         axes.text(1.015, y, name, color=LIGHT[role], **beside)

@@ -101,7 +101,7 @@ def _figures(run: Run, prefix: str) -> list[dict[str, Any]]:
 
 def _losses(run: Run) -> list[dict[str, Any]]:
     """The model among the n-gram models and the floor, the worst first."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": f"{order}-gram", "nats": nats, "bits": bits, "own": False}
         for order, nats, bits in words.baseline_losses(run)
     ]

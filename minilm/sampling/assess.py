@@ -44,7 +44,7 @@ def assess_generation_quality(
     and figures (one dict a temperature; each figure has value, low, high and n). Raises UserError where nothing encodes
     the prompts.
     """
-    tokenizer = getattr(model, "tokenizer", None)
+    tokenizer: Any = getattr(model, "tokenizer", None)
     if encode_fn is None and tokenizer is None:
         raise UserError("Nothing encodes the prompts: give encode_fn, or a model that load_run() loaded.")
     contexts = {p: _encoded(p, encode_fn or (lambda text: tokenizer.encode(text, "replace"))) for p in prompts}

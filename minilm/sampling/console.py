@@ -153,7 +153,7 @@ def _history():
     try:
         import readline
     except ImportError:
-        readline = None
+        readline = None  # type: ignore[assignment]
     if readline is None or not sys.stdin.isatty():
         yield
         return

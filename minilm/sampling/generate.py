@@ -141,7 +141,8 @@ class _Row:
     """One text as it grows: whole characters only, and nothing that may turn out to begin a stop string."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]):
-        self.text, self.ended_by = "", None
+        self.text = ""
+        self.ended_by: str | None = None
         self._vocab_size, self._decode, self._stop, self._held = tokenizer.vocab_size, tokenizer.incremental(), stop, ""
 
     def push(self, token: int) -> str:

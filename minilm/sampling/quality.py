@@ -23,7 +23,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -58,7 +58,9 @@ class Training:
         self.by, self.characters, self.words = by, len(text), set(words)
         self._text = SuffixIndex(code_points(text))
         self._numbers = {word: number for number, word in enumerate(sorted(self.words))} if by == "word" else {}
-        self._words = SuffixIndex(np.array([self._numbers[word] for word in words], np.int64)) if by == "word" else None
+        self._words: Any = (
+            SuffixIndex(np.array([self._numbers[word] for word in words], np.int64)) if by == "word" else None
+        )
 
     def matches(self, text: str) -> np.ndarray:
         """Of every character of a text: how many from there on stand together in the training text."""
@@ -118,7 +120,8 @@ def story_tally(texts: Iterable[str]) -> Tallies:
         counted["accepted"].append((float(bool(reading.accepted)), float(reading.accepted is not None)))
         counted["followed"].append((reading.characters, 1))
         if reading.accepted:
-            counted["story_nats"].append((-reading.log_probability, reading.characters))
+            probability = cast(float, reading.log_probability)  # of what the grammar accepts it is known
+            counted["story_nats"].append((-probability, reading.characters))
     return counted
 
 

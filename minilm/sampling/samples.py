@@ -85,7 +85,7 @@ def write_samples(
                 figures = judge.cell(yardsticks.model_writer(model, temperature, _own(seed, temperature)), temperature)
                 cells.append({"checkpoint": number, "step": at, "temperature": temperature, **figures})
         if judge is not None:
-            row = yardsticks.bits_per_byte(model, data, bpb, config.train.eval_tokens)
+            row = yardsticks.bits_per_byte(model, judge.data, bpb, config.train.eval_tokens)
             bpb = row["value"]
             known.append({"name": name, "step": at, "best": "best" in name.split(", "), "bits_per_byte": row})
         watched.append({"name": name, "step": at, "bits_per_byte": bpb, "samples": continued})

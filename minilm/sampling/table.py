@@ -63,7 +63,7 @@ def _table(quality: Mapping[str, Any], title: str, rows: list[tuple[str, Any]], 
 
 
 def _value(row: Mapping[str, Any] | None) -> float:
-    value = row and row.get("value")
+    value: Any = row and row.get("value")
     return math.nan if value is None else value
 
 
@@ -74,5 +74,5 @@ def _number(row: Mapping[str, Any] | None, kind: str) -> str:
     if kind == "bits":
         return f"{value:.3f}"
     if kind == "/":
-        return f"{round(value * row['n'])}/{row['n']}"
+        return f"{round(value * row['n'])}/{row['n']}"  # type: ignore[index]  # a value has its row
     return f"{100 * value:.0f}%" if kind == "%" else f"{value:.0f}"

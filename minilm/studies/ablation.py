@@ -183,7 +183,7 @@ def _kernels(arms: dict[str, list[Outcome]], folders: Mapping[str, Path], margin
                 "trials": [o.id for o in [*naive, *fused]],
             }
         )
-    speeds = [
+    by_context = [
         {
             "kernels": found[0].config["train"]["kernels"],
             "context_length": found[0].config["model"]["context_length"],
@@ -196,7 +196,7 @@ def _kernels(arms: dict[str, list[Outcome]], folders: Mapping[str, Path], margin
         for found in arms.values()
         if found[0].axis == SPEED
     ]
-    return {"naive": NAIVE, "margin": margin, "rows": rows, "by_context": speeds}
+    return {"naive": NAIVE, "margin": margin, "rows": rows, "by_context": by_context}
 
 
 def _losses(found: Sequence[Outcome]) -> list[tuple[int, float | None]]:

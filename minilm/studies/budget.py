@@ -300,8 +300,8 @@ def training_memory(params: int, policy: str = "autocast") -> TrainingMemory:
     """Bytes of weights, gradients and AdamW's moments under one of POLICIES. Raises UserError for an unknown policy and
     for params not above 0."""
     _positive(params=params)
-    parts = [int(params * each) for each in _named(policy, POLICIES, "policy")]
-    return TrainingMemory(policy, *parts, total=sum(parts))
+    weights, gradients, moments, copies = (int(params * each) for each in _named(policy, POLICIES, "policy"))
+    return TrainingMemory(policy, weights, gradients, moments, copies, weights + gradients + moments + copies)
 
 
 def _named(name: str, known: dict, what: str):

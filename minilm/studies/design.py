@@ -137,7 +137,7 @@ def _warmup(base: RunConfig) -> list[tuple[str, Override]]:
 def _kernels(base: RunConfig) -> list[tuple[str, Override]]:
     """The other backends; and naive with its sums in another order, which is the noise that they are held against."""
     names = [name for name in kernels.available(resolve_device(base.train.device)) if name != base.train.kernels]
-    arms = [(f"{name} kernels", {"train": {"kernels": name}}) for name in names]
+    arms: list[tuple[str, Override]] = [(f"{name} kernels", {"train": {"kernels": name}}) for name in names]
     parts = base.train.grad_accumulation * 2
     if base.train.batch_size % parts == 0:
         arms.append((REORDERED, {"train": {"kernels": NAIVE, "grad_accumulation": parts}}))

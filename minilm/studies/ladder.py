@@ -78,10 +78,8 @@ def _layers_and_width(size: str) -> tuple[int, int]:
 
 def _sized(base: RunConfig, size: str, head: int) -> RunConfig:
     layers, width = _layers_and_width(size)
-    heads = {"n_heads": width // head, "n_kv_heads": width // head}
-    model = dataclasses.replace(
-        base.model, n_layers=layers, d_model=width, d_ff=design.scaled_d_ff(base, width), **heads
-    )
+    heads, d_ff = width // head, design.scaled_d_ff(base, width)
+    model = dataclasses.replace(base.model, n_layers=layers, d_model=width, d_ff=d_ff, n_heads=heads, n_kv_heads=heads)
     return dataclasses.replace(base, model=model)
 
 

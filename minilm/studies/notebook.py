@@ -63,6 +63,10 @@ def scaling_analysis(
     return found
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _points(results: Sequence[Mapping[str, Any]]) -> list[Point]:
     if isinstance(results, Mapping | str) or not isinstance(results, Sequence):
         raise UserError(f"ablation_results is a {type(results).__name__}; give a list of dicts, one a run.")
@@ -74,9 +78,9 @@ def _points(results: Sequence[Mapping[str, Any]]) -> list[Point]:
             if key not in entry:
                 raise UserError(f"Entry {i} of ablation_results has no {key!r}; give it n_params and final_val_loss.")
         n, loss = entry["n_params"], entry["final_val_loss"]
-        if not isinstance(n, Real) or isinstance(n, bool) or not (n > 0 and math.isfinite(n)):
+        if not _is_number(n) or not (n > 0 and math.isfinite(n)):
             raise UserError(f"n_params of entry {i} is {n!r}; it must be a number of parameters above 0.")
-        if loss is not None and (not isinstance(loss, Real) or isinstance(loss, bool) or loss <= 0):
+        if loss is not None and (not _is_number(loss) or loss <= 0):
             raise UserError(f"final_val_loss of entry {i} is {loss!r}; it must be nats a token, above 0, or None.")
         seed = entry.get("seed", 0)
         points.append(

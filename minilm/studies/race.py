@@ -59,6 +59,10 @@ class Race:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @staticmethod
+    def from_dict(saved: dict[str, Any]) -> Race:
+        return Race(saved["target"], saved["device"], [Runner(**runner) for runner in saved["runners"]])
+
 
 def plan(
     recipes: Sequence[str], seeds: int, device: str = "auto", kernels: str = "auto", source: str | None = None

@@ -143,7 +143,8 @@ def fit_scaling(points: Sequence[Point], count: str = "non_embedding", floor: fl
         warnings.append(f"{len(points) - len(finite)} diverged of {len(points)} runs are left out.")
 
     pure = offset = law = spread = misfit = None
-    spread_df, without = 0, [None] * len(sizes)
+    spread_df = 0
+    without: list[float | None] = [None] * len(sizes)
     if len(sizes) >= 2:
         centre = float(np.log(sizes).mean())
         x = np.log(n) - centre
@@ -299,13 +300,13 @@ def _fit_offset(x: np.ndarray, y: np.ndarray, centre: float, spread: float, df: 
     alpha, least = best_alpha(x, y)
     _, E, a = profile(x, y, alpha[None])
     low, high = (float(end) for end in alpha_interval(x, y, alpha, least, np.array(spread), df))
-    E, a, alpha = float(E[0]), float(a[0]), float(alpha)
-    E_low, E_high = _floor_interval(x, y, E, a, alpha, float(least + allowance(spread, df)[0]))
-    scale = math.exp(alpha * centre)
+    at, floor, factor = float(alpha), float(E[0]), float(a[0])
+    E_low, E_high = _floor_interval(x, y, floor, factor, at, float(least + allowance(spread, df)[0]))
+    scale = math.exp(at * centre)
     return PowerLaw(
-        E=E,
-        a=a * scale,
-        alpha=alpha,
+        E=floor,
+        a=factor * scale,
+        alpha=at,
         alpha_low=low if math.isfinite(low) else None,
         alpha_high=high if math.isfinite(high) else None,
         E_low=E_low,
@@ -443,7 +444,7 @@ def _kaplan_note(count: str, law: PowerLaw | None) -> str:
 
 
 def _tokens_per_parameter(points: list[Point], n: np.ndarray, index: np.ndarray, sizes: int) -> list[float | None]:
-    ratios = [[] for _ in range(sizes)]
+    ratios: list[list[float]] = [[] for _ in range(sizes)]
     for point, size, k in zip(points, n, index, strict=True):
         if point.tokens is not None:
             ratios[k].append(point.tokens / size)

@@ -192,7 +192,7 @@ def _fit(finite: dict[str, dict[int, float]], arms: list[str], blocked: bool) ->
     rows = [(i, seed, value) for i, a in enumerate(arms) for seed, value in finite[a].items()]
     arm, seed = np.array([i for i, _, _ in rows], dtype=int), np.array([s for _, s, _ in rows])
     value = np.array([v for _, _, v in rows], dtype=float)
-    blocks = np.unique(seed)[1:] if blocked else []
+    blocks = np.unique(seed)[1:] if blocked else np.array([])
     columns = [*(arm == i for i in range(len(arms))), *(seed == s for s in blocks)]
     design = np.array(columns, dtype=float).reshape(len(columns), len(rows)).T
     centred = value - value.mean() if len(rows) else value  # small spreads about large values keep their digits

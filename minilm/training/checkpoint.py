@@ -12,7 +12,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -238,7 +238,7 @@ def seed_generators(seed: int) -> None:
 
 def generator_states() -> dict[str, Any]:
     """The states of every generator a training might draw from, as tensors and plain numbers."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = cast(tuple[Any, ...], np.random.get_state())
     version, words, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),

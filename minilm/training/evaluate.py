@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def evaluate(
         starts = starts[:: -(-len(starts) * T // max_tokens)]
     full = starts[starts + T < len(tokens)]
     rows = min(max(1, BATCH_TOKENS // T), max(1, len(full)))
-    batches = [full[i : i + rows] for i in range(0, len(full), rows)]
+    batches: list[Any] = [full[i : i + rows] for i in range(0, len(full), rows)]
     batches += [[s] for s in starts[len(full) :]]
     sums = torch.zeros(len(batches), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
     scored = 0
@@ -52,8 +53,8 @@ def evaluate(
         # a sharded model computes only where all of its processes do: those left over in the last round help
         if whose != team.rank and not (number == len(batches) - 1 and team.rank > whose):
             continue
-        ids = tokens[np.asarray(batch)[:, None] + np.arange(window + 1)].astype(np.int64)
-        ids = torch.from_numpy(ids).to(device)
+        windows = tokens[np.asarray(batch)[:, None] + np.arange(window + 1)].astype(np.int64)
+        ids = torch.from_numpy(windows).to(device)
         call = forward if forward is not None and ids.shape == (rows, T + 1) else model
         loss = call(ids[:, :-1], ids[:, 1:])
         if whose == team.rank:

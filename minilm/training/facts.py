@@ -52,7 +52,13 @@ def estimate_memory(config: RunConfig, ops: kernels.Backend, dtype: torch.dtype,
         model = GPT(config.model, ops, dtype, residual_dtype)
         rows = config.train.batch_size // config.train.grad_accumulation
         tokens = torch.empty(rows, config.model.context_length, dtype=torch.int64)
-    return 16 * model.count_parameters()["total"] + hardware.saved_bytes(model, tokens, tokens)
+        kept = 0
+        if config.train.checkpoint_activations:  # what goes into the blocks, and what one of them keeps meanwhile
+            model.checkpoint_activations = True
+            stream = torch.empty(rows, config.model.context_length, config.model.d_model, dtype=model.residual_dtype)
+            kept = 2 * stream.nbytes * config.model.n_layers
+            kept += hardware.saved_bytes(model.blocks[0], stream, stream.to(dtype), None, None)
+    return 16 * model.count_parameters()["total"] + hardware.saved_bytes(model, tokens, tokens) + kept
 
 
 def with_vocabulary(config: RunConfig, data: Dataset) -> RunConfig:

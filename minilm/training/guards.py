@@ -90,4 +90,6 @@ def _remedy(config: RunConfig, building: bool) -> str:
             f"an update goes in {parts} {'part' if parts == 1 else 'parts'} of {batch // parts} sequences: "
             f"--set train.grad_accumulation={more} makes them of {batch // more}, and the batch stays the same"
         )
+    if not train.checkpoint_activations:
+        return "a part is as small as it can be: --checkpoint-activations keeps a fraction of what each block keeps now"
     return f"a part is as small as it can be: lower --set model.context_length={model.context_length // 2 or 1}"

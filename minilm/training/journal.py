@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -213,8 +214,7 @@ class RunFolder:
                 else:
                     keep = row["step"] <= step or (name == EVENTS and row.get("event") not in SAID_AGAIN)
                 kept += [json.dumps(row) + "\n"] if keep else []
-            text = "".join(kept)
-            write_atomically(path, lambda part, text=text: part.write_text(text, encoding="utf-8"))
+            write_atomically(path, functools.partial(Path.write_text, data="".join(kept), encoding="utf-8"))
         self.log.go_on(step)
 
 

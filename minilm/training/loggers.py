@@ -146,14 +146,15 @@ class Board(Logger):
     """TensorBoard's event files. A writer that goes on begins with the step from which earlier files do not count."""
 
     def __init__(self, run: Path):
-        self.folder, self.journal, self._writer = run / BOARD, run / journal.METRICS, None
+        self.folder, self.journal = run / BOARD, run / journal.METRICS
+        self._writer: Any = None
 
     def go_on(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
         fresh = not any(self.folder.glob("events.*"))
-        self._writer: Any = SummaryWriter(str(self.folder), purge_step=None if fresh else step + 1)
+        self._writer = SummaryWriter(str(self.folder), purge_step=None if fresh else step + 1)
         if fresh:
             config = (self.folder.parent / journal.CONFIG).read_text(encoding="utf-8")
             self._writer.add_text("config", _verbatim(config), 0)
@@ -189,18 +190,21 @@ class Wandb(Logger):
     """Weights & Biases. It takes no row back: what a resumed run says again is left out, and kept as it was."""
 
     def __init__(self, run: Path):
-        self.run_folder, self.reached, self._run = run, run / WANDB / "reached.json", None
+        self.run_folder, self.reached = run, run / WANDB / "reached.json"
+        self._run: Any = None
+        self._logged: dict[str, int] = {}  # the last step that it was told of training, validation and samples
 
     def go_on(self, step: int) -> None:
         if self._run is not None:
             return
         import wandb
 
+        self.reached.parent.mkdir(exist_ok=True)
         saved = journal.read_json(self.run_folder / journal.CONFIG)
-        mode = os.environ.get("WANDB_MODE", "offline")  # online it would ask for a login
-        self._logged: dict[str, int] = journal.read_json(self.reached) if self.reached.exists() else {}
+        mode: Any = os.environ.get("WANDB_MODE", "offline")  # online it would ask for a login
+        self._logged = journal.read_json(self.reached) if self.reached.exists() else {}
         identity = f"{saved['name']} {saved['facts']['created']} {saved['facts']['data_sha256']}"
-        self._run: Any = wandb.init(
+        self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "minilm"),
             name=saved["name"],
             id=hashlib.sha256(identity.encode()).hexdigest()[:12],  # the same when the run goes on

@@ -130,6 +130,7 @@ def prepare_loop(
     ops = kernels.select(config.train.kernels, device)
     with guards.memory_named(config), torch.device("cpu" if config.train.shard else device):
         model = GPT(config.model, ops, dtype, residual_dtype)
+        model.checkpoint_activations = config.train.checkpoint_activations
         if start is not None:
             start.load_into(model)
     if config.train.shard:

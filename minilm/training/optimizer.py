@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def build_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimi
     adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=betas, fused=True)
     if not by_muon:
         return [adamw]
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.muon_momentum}
+    settings: Any = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.muon_momentum}
     return [torch.optim.Muon(matrices, **settings, ns_steps=config.muon_steps, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
@@ -41,7 +42,7 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     the host. Muon has no such flag and is asked from the host.
     """
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.found_inf = bad.float()
+        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler hands it over
         optimizer.step()
     elif not bad.item():
         optimizer.step()
@@ -66,7 +67,8 @@ def set_rates(optimizers: list[torch.optim.Optimizer], step: int, config: TrainC
     """Give every parameter group its rate for update `step`; returns that of the journal, learning_rate()."""
     rate = learning_rate(step, config)
     for optimizer in optimizers:
-        beside_muon = len(optimizers) > 1 and isinstance(optimizer, torch.optim.AdamW) and config.adamw_lr is not None
+        beside_muon = len(optimizers) > 1 and isinstance(optimizer, torch.optim.AdamW)
+        own = config.adamw_lr if beside_muon else None
         for group in optimizer.param_groups:
-            group["lr"] = rate * config.adamw_lr / config.lr if beside_muon else rate
+            group["lr"] = rate if own is None else rate * own / config.lr
     return rate

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ from minilm.config import TrainConfig
 from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training.distributed import Team
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+
 
 LANES = 8  # at most: the largest number of processes that exact reduction can have
 
@@ -166,14 +171,14 @@ class Sharded(Plain):
 
     def __init__(self, model: GPT, config: TrainConfig, team: Team):
         super().__init__(model, config, team)
-        self.placed = next(model.parameters())  # all are cut alike, along their first dimension
+        self.placed: Any = next(model.parameters())  # all are cut alike, along their first dimension
 
     def backward(self, batch: Tensor, step: int, scaler: torch.amp.GradScaler) -> Tensor:
         self.reseed(step, self.team.rank)
         return self.team.add(super().backward(batch, step, scaler)) / self.team.size
 
     def clip(self) -> Tensor:
-        return super().clip().full_tensor()
+        return cast("DTensor", super().clip()).full_tensor()
 
     def keep(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import distribute_tensor
@@ -201,11 +206,11 @@ class Sharded(Plain):
 
     @contextmanager
     def sampling(self) -> Iterator[bool]:
-        self.model.unshard()  # embeddings and head; blocks gather themselves
+        cast("FSDPModule", self.model).unshard()  # embeddings and head; blocks gather themselves
         try:
             yield True
         finally:
-            self.model.reshard()
+            cast("FSDPModule", self.model).reshard()
 
 
 def shard(model: GPT, team: Team, device: torch.device) -> None:

@@ -321,3 +321,33 @@ def test_a_figure_has_its_title_and_names_the_versions_of_the_peers(tmp_path):
         legend = [label.get_text() for label in figure.legends[0].get_texts()]
         said = {"caption": figure.get_supxlabel(), "legend": legend}
         assert "sdpa-flash (torch 9.8.7)" in said[where]
+
+
+RUNNER = {
+    **{"seeds": [1, 2, 3], "parameters": 800_000, "total_steps": 20, "steps": [0, 10, 20]},
+    **{"curves": [[[0.0, 4.0, 8.0], [4.0, 3.0, 2.0]]] * 3, "losses": [4.0, 3.0, 2.0]},
+    **{"low": [4.0, 3.0, 2.0], "high": [4.0, 3.0, 2.0]},
+}
+RACE = {
+    "target": 2.5,
+    "device": "Abacus",
+    "runners": [
+        RUNNER | {"name": "slow", "total_s": 8.0, "wall_s": [0, 4, 8.0], "to_target_s": 8.0, "by_seed_s": [8.0] * 3},
+        RUNNER | {"name": "fast", "total_s": 2.0, "wall_s": [0, 1, 2.0], "to_target_s": 2.0, "by_seed_s": [2.0] * 3},
+    ],
+}
+
+
+def test_a_race_is_told_with_the_device_that_it_was_run_on(written):
+    code, text = written(results(ops=[op_row("torch", 2e-3)]), RACE)
+    assert code == 0 and text.count("### Abacus") == 1
+    assert "fast reached a validation loss of 2.5 in 2.0 s, slow in 8.0 s: 4.0 times as fast" in text
+    assert "| fast | 0.80M | 3 | 20 | 100.0 | 2.0 s | 2.0000 (2.000 to 2.000) | 2.0 s |" in text
+
+
+def test_the_size_at_which_nanogpt_ran_is_among_those_shown(tmp_path):
+    rows = [train_row("torch eager", T, 1000.0) for T in (128, 64, 256)]
+    rows += [train_row("nanogpt eager", 64, 500.0), train_row("nanogpt eager", 128, status="absent")]
+    head, table = report.training_rows(machine_of(tmp_path, results(train=rows)))
+    assert head[1:4] == ["T=64 B=2", "T=128 B=2", "T=256 B=2"]
+    assert next(row for row in table if row[0] == "nanogpt eager")[1].startswith("500")

@@ -188,13 +188,14 @@ class TestMemory:
             run(reduced("tiny", text_file, batch_size=12), tmp_path / "run")
 
     def test_the_next_divisor_and_in_the_end_the_context(self):
-        def remedy(batch, parts):
-            changes = {"batch_size": batch, "grad_accumulation": parts}
+        def remedy(batch, parts, again=False):
+            changes = {"batch_size": batch, "grad_accumulation": parts, "checkpoint_activations": again}
             return guards._remedy(build("tiny", {"train": changes}), building=False)
 
         assert "grad_accumulation=9 makes them of 1" in remedy(9, 3)
         assert "grad_accumulation=15 makes them of 3" in remedy(45, 5)
-        assert "--set model.context_length=16" in remedy(4, 4)
+        assert "--checkpoint-activations" in remedy(4, 4)
+        assert "--set model.context_length=16" in remedy(4, 4, again=True)
 
     def test_a_resume_may_take_more_and_smaller_parts(self, tmp_path, text_file):
         with pytest.MonkeyPatch.context() as patch:
