@@ -9,7 +9,7 @@ train: $(VENV)/installed
 	$(BIN)/minilm train
 
 test: $(VENV)/installed-test lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -39,6 +39,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=5",
             "pytest-cov>=5",
+            "pytest-xdist>=3.6",  # make test: a process a core
             "hypothesis>=6.100",
             "ruff>=0.6",
             "mypy>=1.15",
