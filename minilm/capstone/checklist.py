@@ -104,7 +104,8 @@ def _checkpoint(folder: Folder) -> tuple[str, str]:
             raise UserError(f"{BEST} holds numbers that are not finite, in {name}")
     step, loss = state["step"], state["val_loss"]
     best = read_run(folder.path / TRAIN).best
-    if best is None or (best["step"], f"{best['val_loss']:.6g}") != (step, f"{loss:.6g}"):
+    # the journal keeps seven digits
+    if best is None or best["step"] != step or not math.isclose(best["val_loss"], loss, rel_tol=1e-6):
         known = "none" if best is None else f"step {best['step']} with {best['val_loss']:.4f}"
         raise UserError(f"{BEST} is of step {step} with loss {loss:.4f}, and the best of the journal is {known}")
     numbers = sum(t.numel() for t in state["model"].values())

@@ -291,6 +291,8 @@ def _list(holder: dict[str, Any], key: str) -> list[Any]:
 
 def _cut(text: str, prompt: str) -> str:
     """As a page has room for it: of many empty lines only the number, and none before a new text."""
+    if not text.strip():
+        return f"[nothing but {len(text)} blanks]"
     text = text if prompt.strip() else text.lstrip("\r\n")
     text = re.sub(r"\n{4,}", lambda found: f"\n[{len(found[0])} line ends]\n", text)
     return text[:CHARACTERS_SHOWN].rstrip() + " …" if len(text) > CHARACTERS_SHOWN else text

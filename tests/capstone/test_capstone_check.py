@@ -14,6 +14,7 @@ from minilm.cli import cli
 from minilm.errors import UserError
 from minilm.quiz.progress import record
 from minilm.studies.trials import Study
+from minilm.training import checkpoint
 
 ITEMS = [
     "trained checkpoint", "training curves", "generated samples", "ablation report", "naive against fused",
@@ -245,3 +246,14 @@ def test_the_first_paragraph_says_what_was_reached_and_what_was_found(capstone_f
         "no law of it is claimed: 2 sizes; an exponent needs 5 or more.",
     ):  # fmt: skip
         assert words in first
+
+
+def test_the_journals_rounding_is_no_difference(made):
+    """It keeps seven digits of a loss: here the seventh decides the sixth."""
+    state = checkpoint.load(made / "capstone_best.pt")
+    known = f"{state['val_loss']:.7g}".encode()
+    checkpoint.save(made / "capstone_best.pt", state | {"val_loss": 2.12300496})
+    forge(made, "capstone_best.pt", lambda c: c)
+    forge(made, "train/metrics.jsonl", lambda c: c.replace(known, b"2.123005"))
+    code, lines = said(made)
+    assert code == 1 and [line.split(":")[0] for line in lines if line.startswith("MISSING")] == ["MISSING  quiz"]

@@ -218,3 +218,9 @@ def test_panels_are_as_many_as_there_is_something_to_show(judged):
     edit(judged / "quality.json", lambda q: [c.update(checkpoint=0) for c in q["cells"]])
     names = [plate.name for plate in learning.plates_of(read_run(judged))]
     assert names == ["quality_by_temperature"], "one checkpoint is no curve"
+
+
+def test_a_text_of_nothing_but_line_ends_says_so():
+    """A young model at a low temperature often writes no more than that."""
+    assert learning._cut("\n" * 150, "") == "[nothing but 150 blanks]"
+    assert learning._cut("\n\nOnce", "") == "Once"
