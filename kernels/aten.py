@@ -71,9 +71,9 @@ def decode_attention(
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    # CUDA's operator wants one dtype for all; the parameters are stored in float32
-    bias = None if bias is None else bias.to(x.dtype)
-    return F.layer_norm(x, x.shape[-1:], weight.to(x.dtype), bias, eps)
+    if x.device.type != "cpu":  # CUDA's operator wants one dtype for all; the parameters are stored in float32
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def add_layer_norm(

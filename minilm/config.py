@@ -217,7 +217,7 @@ FAST_MODEL = {"activation": "relu2", "position": "rope", "rope_base": 1024.0, "q
     "tie_embeddings": False,
     "bias": False,
 }
-FAST_TRAIN = {"optimizer": "muon", "lr": 0.013, "adamw_lr": 0.03, "muon_momentum": 0.9, "muon_steps": 3} | {
+FAST_TRAIN = {"optimizer": "muon", "lr": 0.016, "adamw_lr": 0.03, "muon_momentum": 0.9, "muon_steps": 3} | {
     "schedule": "linear",
     "min_lr": 0.0,
     "weight_decay": 0.0,
@@ -276,7 +276,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "shakespeare-char-cpu-fast": {
         "model": {"n_layers": 4, "n_heads": 2, "d_model": 128, "d_ff": 256, "context_length": 64, **FAST_MODEL},
-        "train": {"steps": 200, "batch_size": 16, "eval_interval": 50, "warmup_steps": 10, **FAST_TRAIN},
+        "train": {"steps": 200, "batch_size": 16, "eval_interval": 50, "warmup_steps": 4, **FAST_TRAIN},
         "data": NANOGPT_CHAR["data"],
     },
     "gpt2": {

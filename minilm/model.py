@@ -86,8 +86,8 @@ class Attention(nn.Module):
             q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)  # (B, H or Hkv, T, D)
             if self.norm_q is not None:
                 q, k = self.norm_q(q), self.norm_k(k)  # type: ignore[misc]  # both or none
-            if rotation is not None:
-                q, k = rotate(q, *rotation), rotate(k, *rotation)
+            if rotation is not None:  # both at once: at small sizes an operation costs more than its arithmetic
+                q, k = rotate(torch.cat((q, k), dim=1), *rotation).split((n_heads, n_kv_heads), dim=1)
             y = self.ops.causal_attention(q, k, v, **dropout) if past is None else self.attend_past(q, k, v, *past)
             y = y.transpose(1, 2).flatten(2)  # (B, T, C)
         return self.out(y)

@@ -54,7 +54,7 @@ def print_race(race: Race, console: Console) -> None:
     shown = table(race)
     printed = Table(box=None, pad_edge=False)
     for i, name in enumerate(shown["head"]):
-        printed.add_column(name, justify="right" if i else "left")
+        printed.add_column(name, justify="right" if i else "left", no_wrap=not i, overflow="fold")
     for row in shown["rows"]:
         printed.add_row(*row)
     console.print(verdict(race), style="bold", highlight=False)

@@ -21,7 +21,7 @@ from minilm.studies.design import Trial
 from minilm.studies.trials import FINISHED, Study
 from minilm.training.journal import METRICS, read_json, read_rows
 
-EVALUATIONS = 40  # a training: how finely its time to a loss is known
+EVALUATIONS = 20  # a training: how finely its time to a loss is known
 # nanoGPT's recipe and ours, the baseline first, and the loss that counts: nanoGPT's CPU recipe measured on the whole
 # validation split, and the best of its GPU recipe's evaluations on random batches (nanoGPT's README).
 ON_CPU = (("shakespeare-char-cpu", "shakespeare-char-cpu-fast"), 1.898)

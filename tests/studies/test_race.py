@@ -47,7 +47,7 @@ class TestPlan:
         trials = race.plan(["shakespeare-char-cpu", "shakespeare-char-cpu-fast"], 2, source="x.txt")
         assert [(t.arm.endswith("fast"), t.seed) for t in trials] == [(False, 1), (True, 1), (False, 2), (True, 2)]
         assert all(t.config.train.seed == t.seed and t.config.data.source == "x.txt" for t in trials)
-        assert [t.config.train.eval_interval for t in trials] == [50, 5, 50, 5]
+        assert [t.config.train.eval_interval for t in trials] == [100, 10, 100, 10]
         assert len({t.id for t in trials}) == 4
 
     def test_a_fast_recipe_has_nanogpts_data_and_no_other_inputs_than_its_tokens(self):
@@ -128,7 +128,7 @@ class TestCommand:
         assert (tmp_path / "out" / "race.html").exists()
         run = next(p for p in (tmp_path / "out" / "trials").iterdir() if p.is_dir())
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        assert sum("val_loss" in row for row in rows) == 51  # at the start and every second of 100 steps
+        assert sum("val_loss" in row for row in rows) == 21  # at the start and every fifth of 100 steps
         with pytest.raises(UserError, match="go on with it by --resume"):
             self.race(tmp_path / "out")
         self.race(tmp_path / "out", target=4.0, resume=True, beside=(run,))
