@@ -77,6 +77,7 @@ def test_what_is_finished_is_not_run_again(whole):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+@pytest.mark.slow  # 40 s; tests/capstone kills one within a study at every run
 def test_a_study_killed_at_any_moment_goes_on_to_the_same_table(tmp_path, trials, whole):
     """kill -9 of everything, again and again, until it is done."""
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
