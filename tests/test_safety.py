@@ -12,7 +12,7 @@ MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "mar
 CALLS = {"eval", "exec", "compile", "__import__"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "os.execl", "os.execv"}
 # files that a person names so that they are run: nanoGPT's model by --nanogpt, the answers to the quiz
-ALLOWED = {("bench/steps.py", "exec_module"), ("minilm/quiz/runner.py", "exec_module")}
+ALLOWED = {("bench/nanogpt.py", "exec_module"), ("minilm/quiz/runner.py", "exec_module")}
 
 
 def findings(tree: ast.AST) -> set[str]:
