@@ -8,7 +8,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("kernels", "minilm", "bench") for path in (ROOT / package).rglob("*.py"))
-MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle", "yaml"}
+MODULES = {
+    "pickle",
+    "_pickle",
+    "cPickle",
+    "pickletools",
+    "dill",
+    "cloudpickle",
+    "shelve",
+    "marshal",
+    "joblib",
+    "jsonpickle",
+    "yaml",
+}
 CALLS = {"eval", "exec", "compile", "__import__"}
 SHELLS = {"os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "os.execl", "os.execv"}
 # files that a person names so that they are run: nanoGPT's model by --nanogpt, the answers to the quiz

@@ -208,10 +208,23 @@ class TestHostilePickles:
         pickled = b"\x80\x02}" + opcode.code.encode("latin-1") + argument + b"."
         assert [name.name for name, *_ in pickletools.genops(pickled)][2] == opcode.name
         archive_of(pickled, tmp_path / "a.pt", trained / "checkpoints" / "last.pt")
-        named = opcode.name not in archive.OPCODES or opcode.name == "GLOBAL"
-        sentence = f"asks for '{'os system' if opcode.name == 'GLOBAL' else opcode.name}', which no checkpoint needs"
+        code = ord(opcode.code)
+        named = code not in archive.OPCODES or opcode.name == "GLOBAL"
+        asked = "'os system'" if opcode.name == "GLOBAL" else f"opcode {code:#04x}"
+        sentence = f"asks for {asked}, which no checkpoint needs"
         with pytest.raises(UserError, match=sentence if named else "is no checkpoint"):
             checkpoint.load(tmp_path / "a.pt")
+
+    def test_opcodes_are_those_of_the_standard_library_with_as_many_bytes_after_them(self, trained):
+        """Or a reader here and one in torch could see different things in the same bytes."""
+        known = {ord(o.code): o for o in pickletools.opcodes}
+        lengths = {TAKEN_FROM_ARGUMENT1: 1, TAKEN_FROM_ARGUMENT4: 4, TAKEN_FROM_ARGUMENT4U: 4}
+        for code, size in archive.SIZES.items():
+            assert size == (known[code].arg.n if known[code].arg else 0), known[code].name
+        for code, size in archive.COUNTED.items():
+            assert size == lengths[known[code].arg.n], known[code].name
+        assert {known[code].name for code in (archive.STOP, archive.GLOBAL)} == {"STOP", "GLOBAL"}
+        assert all(known[code].proto <= 2 for code in archive.OPCODES)
 
     def test_what_is_refused_by_name_would_have_been_run_by_an_unpickler(self, tmp_path):
         """Or this class would test nothing: a plain unpickler, in a process of its own, runs most of them."""
