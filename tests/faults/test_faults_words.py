@@ -218,7 +218,7 @@ def test_any_command_line_is_obeyed_or_refused(draws, tmp_path, monkeypatch, tex
     def refuse(*_, **__):
         raise UserError("begun")
 
-    monkeypatch.setattr("minilm.training.loop.train", begin)
+    monkeypatch.setattr("minilm.pipeline.train", begin)
     for name in ("minilm.studies.study.ablate", "minilm.studies.ladder.scale", "minilm.tune.tune"):
         monkeypatch.setattr(name, refuse)
     monkeypatch.setattr("minilm.corpus.dataset.prepare", refuse)

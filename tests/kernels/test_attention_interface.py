@@ -259,7 +259,9 @@ def test_attn_implementation_minilm_is_a_name_that_transformers_knows(family, tm
 
 def python(code: str, *path: Path, **environment: str) -> str:
     """What a fresh Python prints that finds packages in `path` first."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), **environment}
+    # not the working folder, whose egg-info would come before all of them
+    paths = {"PYTHONPATH": os.pathsep.join(map(str, path)), "PYTHONSAFEPATH": "1"}
+    environment = {**os.environ, **paths, **environment}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
@@ -283,22 +285,23 @@ def installed_as(folder: Path, version: str) -> Path:
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: minilm\nVersion: {version}\n")
     (metadata / "top_level.txt").write_text("kernels\nminilm\n")
+    for package in ("kernels", "minilm"):
+        (folder / package).symlink_to(ROOT / package)
     return folder
 
 
 def test_transformers_does_not_take_our_kernels_for_those_of_hugging_face(tmp_path):
     """It asks for the version of whatever distribution ships a package `kernels`, which is minilm's own."""
     code = "from transformers.utils import is_kernels_available as f; print(f())"
-    mistaken = python(code, installed_as(tmp_path / "mistaken", "0.18.2"), ROOT)
-    if mistaken != "True":  # then this test could not see it; transformers 5.23 would import what is not there
-        pytest.skip("another installation of minilm hides the one that is planted")
+    mistaken = python(code, installed_as(tmp_path / "mistaken", "0.18.2"))
+    assert mistaken == "True"  # so this test can see it: transformers 5.23 would import what is not there
     code += """
 import torch, kernels; from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
 model = LlamaForCausalLM(config)
 print(kernels.patch(model, "torch"), bool(model(torch.ones(1, 3, dtype=torch.long)).logits.isfinite().all()))
 """
-    lines = python(code, installed_as(tmp_path / "right", minilm.__version__), ROOT).splitlines()
+    lines = python(code, installed_as(tmp_path / "right", minilm.__version__)).splitlines()
     assert lines == ["False", "1 x swiglu, 3 x rms_norm, 1 x attention by torch True"]
 
 
