@@ -30,6 +30,7 @@ from minilm.model import GPT
 from minilm.training.distributed import Team
 from minilm.training.loop import Loop
 from minilm.training.optimizer import build_optimizers
+from minilm.training.prepare import Parts
 
 VOCABULARY = 96
 BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the clock
@@ -189,7 +190,8 @@ def _loop(config: RunConfig, model: GPT, compiled: bool) -> Loop:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compiled))
     facts = {"tokens_per_step": config.train.batch_size * config.model.context_length}
     optimizers = build_optimizers(model, config.train)
-    loop = Loop(config, None, None, model, optimizers, None, facts, Console(file=io.StringIO()), [], Team())
+    parts = Parts(config, None, None, model, optimizers, facts, None)
+    loop = Loop(parts, None, Console(file=io.StringIO()), [], Team())
     loop.clock = time.perf_counter()
     model.train()
     return loop

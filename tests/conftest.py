@@ -1,8 +1,12 @@
 """Shared by all tests: no downloads, no display, and a cache of its own for prepared data."""
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -32,6 +36,15 @@ def capstone_folder(tmp_path_factory, text_file):
     from tests.capstone.miniature import make_with_kills
 
     return make_with_kills(tmp_path_factory.mktemp("capstone") / "made", text_file)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """tests/kernels/conftest.py sets TRITON_INTERPRET; no other test is to find kernels that are available and slow."""
+    if (ROOT / "tests" / "kernels") not in item.path.parents:
+        os.environ.pop("TRITON_INTERPRET", None)
+    elif not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 RUN_WHEN_ASKED_FOR = {"slow": "takes minutes; run with -m slow", "faults": "takes minutes; run with -m faults"}

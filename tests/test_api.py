@@ -126,7 +126,6 @@ class TestTrain:
         assert capsys.readouterr() == ("", "")
 
     def test_mistakes_are_user_errors(self, text_file, tmp_path, monkeypatch):
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # the kernels' tests set it for their whole process
         out = tmp_path / "run"
         with pytest.raises(UserError, match="no preset 'quik' .did you mean quick"):
             minilm.train("quik")

@@ -7,8 +7,7 @@ from typing import Any
 
 from minilm.corpus.dataset import prepared
 from minilm.errors import UserError
-from minilm.training.journal import METRICS, read_rows, write_json
-from minilm.training.loop import read_config
+from minilm.training.journal import METRICS, read_config, read_rows, write_json
 
 BASELINES = "baselines.json"
 ORDERS = range(1, 7)

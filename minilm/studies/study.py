@@ -65,7 +65,7 @@ def baseline_of(plan: Plan) -> RunConfig:
     Trials write no samples and no kept steps, and validate five times: a study is about losses.
     """
     from minilm.corpus.dataset import prepared
-    from minilm.training.loop import with_vocabulary
+    from minilm.training.facts import with_vocabulary
 
     if plan.study not in STUDIES:
         raise UserError(f"There is no study {plan.study!r}; there are {', '.join(STUDIES)}.")

@@ -1,4 +1,4 @@
-"""The mean loss over the whole validation split."""
+"""What a model is worth at some step: its mean loss over the whole validation split, and a text that it writes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from minilm.corpus.dataset import Dataset
 from minilm.model import GPT
 from minilm.training.distributed import Team
 
 BATCH_TOKENS = 16_384  # scored at a time
+SAMPLE_TOKENS = 400
 
 
 @torch.no_grad()
@@ -61,3 +63,16 @@ def evaluate(
             sums[number] = loss.to(sums.device).double() * ids[:, 1:].numel()
     model.train(training)
     return team.add(sums).cpu().cumsum(0)[-1].item() / scored  # one after another
+
+
+def sample(model: GPT, data: Dataset, temperature: float, seed: int) -> dict[str, Any]:
+    """A text of SAMPLE_TOKENS tokens from nothing, and how it was drawn: a row of RUN/samples."""
+    device = model.head.weight.device
+    start = data.tokenizer.beginning()
+    generator = torch.Generator(device).manual_seed(seed)
+    out = model.generate(
+        torch.tensor(start[None].tolist(), device=device), SAMPLE_TOKENS, temperature, generator=generator
+    )
+    known = [i for i in out[0, len(start) :].tolist() if i < data.vocab_size]  # not of a padded vocabulary
+    how = {"prompt": "", "temperature": temperature, "top_k": None, "top_p": None, "seed": seed}
+    return {**how, "text": data.tokenizer.decode(known)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 import signal
 import time
@@ -17,25 +16,20 @@ from typing import Any
 import torch
 from rich.console import Console
 
-import kernels
-from minilm import hardware
 from minilm.config import RunConfig, check_resume
-from minilm.corpus.dataset import BatchSampler, prepared
 from minilm.errors import UserError
 from minilm.files import write_atomically
-from minilm.model import GPT
 from minilm.training import checkpoint, distributed, guards, journal, loggers
-from minilm.training.evaluate import evaluate
-from minilm.training.facts import facts_of_run, with_vocabulary
+from minilm.training.evaluate import evaluate, sample
 from minilm.training.guards import NonFiniteError, Spike, State
 from minilm.training.journal import RunFolder, read_config
-from minilm.training.optimizer import build_optimizers, set_rates, step_unless
+from minilm.training.optimizer import set_rates, step_unless
+from minilm.training.prepare import Parts, prepare
 from minilm.training.progress import ProgressLine, duration, facts_table, introduction
-from minilm.training.reduction import reduction_for, shard
+from minilm.training.reduction import reduction_for
 from minilm.training.signals import caught_signals, ending, take_save
 from minilm.training.start import Start, check_resumable
 
-SAMPLE_TOKENS = 400
 SAMPLE_TEMPERATURES = (0.8, 0.5, 1.0)  # the first at every sampling, all at the last
 
 
@@ -83,7 +77,7 @@ def train(
             changes = check_resume(saved, config)
         names = config.train.loggers()
         team.tell(lambda: loggers.check_installed(names))
-        loop = prepare_loop(config, run, console, caught, command, team, start)
+        loop = Loop(prepare(config, console, command, team, start), run, console, caught, team)
         if names and team.first:
             run.log = loggers.Loggers(loggers.loggers_of(names, run.path), loop.warn)
         if not (resume and loop.resume(changes)):
@@ -97,67 +91,20 @@ def train(
         return result
 
 
-def prepare_loop(
-    config: RunConfig,
-    run: RunFolder,
-    console: Console,
-    caught: list[int],
-    command: str,
-    team: distributed.Team,
-    start: Start | None = None,
-) -> Loop:
-    """Everything that can fail before the first step: device, kernels, compiler, data, model."""
-    device = hardware.resolve_device(config.train.device)
-    dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
-    residual = config.train.residual_dtype
-    residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
-    backend, why = kernels.explain(config.train.kernels, device)
-    if config.train.compile and hardware.compiler_missing(device):
-        raise UserError("train.compile needs a C++ compiler and none was found; install g++ or clang++, or set CXX.")
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, for reproducible products
-    torch.use_deterministic_algorithms(config.train.deterministic)
-    torch.set_float32_matmul_precision(config.train.matmul_precision)  # the Triton kernels go by it too
-
-    with console.status(f"Reading {config.data.source} ..."):
-        data = team.first_then_all(lambda: prepared(config.data))
-    sampler = BatchSampler(data.train, config.model.context_length, config.train.batch_size, config.train.seed)
-    if len(data.val) < 2:
-        raise UserError("The validation split has fewer than 2 tokens; give more text or another data.val_fraction.")
-    config = with_vocabulary(config, data)
-
-    checkpoint.seed_generators(config.train.seed)
-    ops = kernels.select(config.train.kernels, device)
-    with guards.memory_named(config), torch.device("cpu" if config.train.shard else device):
-        model = GPT(config.model, ops, dtype, residual_dtype)
-        model.checkpoint_activations = config.train.checkpoint_activations
-        if start is not None:
-            start.load_into(model)
-    if config.train.shard:
-        shard(model, team, device)
-    optimizers = build_optimizers(model, config.train)
-    facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
-    origin = start.origin if start is not None else None
-    return Loop(config, data, sampler, model, optimizers, run, facts, console, caught, team, origin)
-
-
 class Loop:
     """One training in progress."""
 
-    def __init__(self, config, data, sampler, model, optimizers, run, facts, console, caught, team, origin=None):
-        self.config, self.data, self.sampler = config, data, sampler
-        self.model: GPT = model
-        self.optimizers: list[torch.optim.Optimizer] = optimizers
-        self.run: RunFolder = run
-        self.facts, self.console, self.caught, self.team = facts, console, caught, team
-        self.origin: dict[str, Any] | None = origin  # whose weights it began from, where they are another model's
+    def __init__(self, parts: Parts, run: RunFolder, console: Console, caught: list[int], team: distributed.Team):
+        self.config, self.data, self.sampler = parts.config, parts.data, parts.sampler
+        self.model, self.optimizers, self.facts, self.origin = parts.model, parts.optimizers, parts.facts, parts.origin
+        self.run, self.console, self.caught, self.team = run, console, caught, team
         self.asked: list[int] = []  # the signals that all processes know of
-        self.device = model.head.weight.device
-        self.reduction = reduction_for(model, config.train, team)
+        self.device = self.model.head.weight.device
+        self.reduction = reduction_for(self.model, self.config.train, team)
         # float16 has too little range for gradients: they are scaled up, and the scale follows what overflows
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=model.dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.dtype == torch.float16)
         self.state = State()
-        self.kept = config.train.kept_steps()
+        self.kept = self.config.train.kept_steps()
         self.saved: int | None = None  # the step of last.pt, where it is sound
         self.best_on_disk = math.inf  # going back, or other kernels, must not replace better weights by worse
         self.unread: list[tuple[dict[str, Any], torch.Tensor]] = []  # rows whose loss and norm are still on the device
@@ -442,21 +389,13 @@ class Loop:
 
     def sample(self) -> None:
         """What the model writes now, drawn from a generator of its own: training is the same with or without."""
-        seed, samples = self.config.train.seed, []
-        start = self.data.tokenizer.beginning()
-        context = torch.tensor(start[None].tolist(), device=self.device)
-        for temperature in (
-            SAMPLE_TEMPERATURES if self.state.step == self.config.train.steps else SAMPLE_TEMPERATURES[:1]
-        ):
-            generator = torch.Generator(self.device).manual_seed(seed)
+        last = self.state.step == self.config.train.steps
+        samples = []
+        for temperature in SAMPLE_TEMPERATURES if last else SAMPLE_TEMPERATURES[:1]:
             with self.reduction.sampling() as takes_part:
                 if not takes_part:
                     return
-                out = self.model.generate(context, SAMPLE_TOKENS, temperature, generator=generator)
-            known = [i for i in out[0, len(start) :].tolist() if i < self.data.vocab_size]  # not of a padded vocabulary
-            text = self.data.tokenizer.decode(known)
-            how = {"prompt": "", "temperature": temperature, "top_k": None, "top_p": None, "seed": seed}
-            samples.append({**how, "text": text})
+                samples.append(sample(self.model, self.data, temperature, self.config.train.seed))
         self.run.sample(self.state.step, samples)
 
     def weights(self) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_any_settings_make_a_configuration_or_a_sentence(draws):
 
 @many(10_000)
 def test_any_saved_configuration_is_read_or_refused(draws, tmp_path):
-    from minilm.training.loop import read_config
+    from minilm.training.journal import read_config
 
     whole = build("tiny").to_dict()
 
@@ -200,7 +200,6 @@ LINES = st.one_of(
 def test_any_command_line_is_obeyed_or_refused(draws, tmp_path, monkeypatch, text_file):
     """Trainings, and what else would take long or a network, are only begun: their work is replaced by looking at what
     they were given. minilm check and minilm generate do theirs, on a run of two steps."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)  # the kernels' tests set it for their whole process
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_bytes(text_file.read_bytes())
     config = victim.config_for(tmp_path / "text.txt", steps=2)

@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     if already is not None and not os.environ.get("TRITON_INTERPRET"):
         raise RuntimeError("Triton was imported before tests/kernels could set TRITON_INTERPRET=1; set it beforehand")
     os.environ["TRITON_INTERPRET"] = "1"
+    import kernels.fused  # noqa: F401  # now: tests outside this folder run without the variable
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,8 @@ from minilm.sampling import quality, samples, yardsticks
 from minilm.sampling.generate import load_run
 from minilm.sampling.samples import write_samples
 from minilm.training.evaluate import evaluate
-from minilm.training.loop import read_config, train
+from minilm.training.journal import read_config
+from minilm.training.loop import train
 
 SMALL = {"n_layers": 1, "n_heads": 2, "d_model": 32, "context_length": 32}
 SHORT = {"steps": 12, "batch_size": 8, "eval_interval": 12, "save_at": "0,5", "device": "cpu", "kernels": "torch"}

@@ -15,7 +15,7 @@ import torch
 
 from minilm.config import build
 from minilm.errors import UserError
-from minilm.training import evaluate, loop
+from minilm.training import evaluate, loop, prepare
 
 RANK = int(os.environ["RANK"])
 STEP = 3  # after which things go wrong
@@ -69,12 +69,12 @@ def main(jobs: Path, results: Path) -> None:
             written.append(str(arguments[0]))
 
     sys.addaudithook(watch)
-    prepared = loop.prepared
+    prepared = prepare.prepared
     said = []
     for job in jobs:
         Broken.fault = job.get("fault", "")
         loop.Loop = Broken
-        loop.prepared = refuse if Broken.fault == "no data" and RANK == 1 else prepared
+        prepare.prepared = refuse if Broken.fault == "no data" and RANK == 1 else prepared
         begun = time.monotonic()
         try:
             result = loop.train(build("tiny", job["overrides"]), Path(job["out"]), job.get("resume", False))

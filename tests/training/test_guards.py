@@ -298,7 +298,7 @@ class TestSignals:
         assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 2
 
     def test_before_the_first_step_ctrl_c_interrupts_and_leaves_nothing(self, tmp_path, text_file, monkeypatch):
-        monkeypatch.setattr(loop, "prepare_loop", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        monkeypatch.setattr(loop, "prepare", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             run(reduced("tiny", text_file), tmp_path / "run")
         assert not (tmp_path / "run").exists()
