@@ -39,13 +39,28 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """An update, or where the 0-d bool tensor `bad` is true none: weights and moments then stay as they are.
 
     Fused AdamW reads the flag on the device, so that a guard against non-finite gradients costs no synchronisation with
-    the host. Muon has no such flag and is asked from the host.
+    the host. Muon has no such flag: on a GPU its step is made and taken back.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler hands it over
         optimizer.step()
+    elif bad.device.type == "cuda":
+        step_or_take_back(bad, optimizer)
     elif not bad.item():
         optimizer.step()
+
+
+@torch.no_grad()
+def step_or_take_back(bad: Tensor, muon: torch.optim.Optimizer) -> None:
+    """step_unless() by copies of weights and momentum, which the host need not wait for."""
+    parameters = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
+    for p in parameters:
+        muon.state[p].setdefault("momentum_buffer", torch.zeros_like(p))  # else there is none yet to go back to
+    held = [tensor for p in parameters for tensor in (p, muon.state[p]["momentum_buffer"])]
+    before = [tensor.clone() for tensor in held]
+    muon.step()
+    for tensor, earlier in zip(held, before, strict=True):
+        torch.where(bad, earlier, tensor, out=tensor)
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

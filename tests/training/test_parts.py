@@ -1,6 +1,7 @@
 """The parts of training: schedule, optimizer, evaluation, checkpoints."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training import checkpoint
 from minilm.training.evaluate import evaluate
-from minilm.training.optimizer import build_optimizers, learning_rate, set_rates, step_unless
+from minilm.training.optimizer import build_optimizers, learning_rate, set_rates, step_or_take_back, step_unless
 
 
 def small(**changes):
@@ -91,6 +92,24 @@ class TestOptimizer:
             for optimizer in optimizers:
                 step_unless(torch.tensor(bad), optimizer)
             assert [torch.equal(*pair) for pair in zip(before, model.parameters(), strict=True)] == [bad] * len(before)
+
+    def test_muon_taken_back_is_muon_that_was_not_asked(self):
+        models = [small(), small()]
+        muons = [build_optimizers(model, TrainConfig(optimizer="muon"))[0] for model in models]
+        for bad in (True, False, True, False):
+            flag = torch.tensor(bad)
+            for model, muon, step in zip(models, muons, (step_unless, step_or_take_back), strict=True):
+                model.zero_grad()
+                model(torch.zeros(1, 4, dtype=torch.int64), torch.ones(1, 4, dtype=torch.int64)).backward()
+                if bad:
+                    model.blocks[0].mlp.up.weight.grad[0, 0] = math.nan
+                step(flag, muon)
+            for one, other in zip(*(model.parameters() for model in models), strict=True):
+                assert torch.equal(one, other)
+                if bad and other in muons[1].state:
+                    assert muons[1].state[other]["momentum_buffer"].isfinite().all()
+        for one, other in zip(muons[0].state.values(), muons[1].state.values(), strict=True):
+            assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
 
 
 class TestEvaluation:
