@@ -248,13 +248,13 @@ def _legend(machine: Machine, names: Sequence[str], rows: Sequence[Row]) -> list
 
 
 def _style(name: str, ours: str) -> dict[str, Any]:
-    """Ours is thick and filled. Of a way to train, "triton eager", the dashes tell eager from compiled."""
+    """Ours is thick and filled. Of a way to train, "triton eager", the dashes tell eager, compiled and graphs apart."""
     first, _, mode = name.partition(" ")
     colour, dashes, marker = STYLES.get(first, STRANGER)
     mine = first == ours
     return {
         "color": LIGHT[colour],
-        "linestyle": {"compiled": "-", "eager": "--"}.get(mode, dashes),
+        "linestyle": {"compiled": "-", "eager": "--", "graphs": "-."}.get(mode, dashes),
         "marker": marker,
         "linewidth": 2.6 if mine else 1.3,
         "markersize": 7 if mine else 5.5,

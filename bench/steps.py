@@ -33,18 +33,19 @@ from minilm.training.optimizer import build_optimizers
 from minilm.training.prepare import Parts
 
 VOCABULARY = 96
+MODES = {"off": "eager", "on": "compiled", "graphs": "graphs"}
 BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the clock
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to train: a backend of minilm, or "nanogpt"; eager or through torch.compile."""
+    """One way to train: a backend of minilm, or "nanogpt"; by train.compile off, on or graphs."""
 
     kernels: str
-    compiled: bool
+    compile: str
 
     def __str__(self) -> str:
-        return f"{self.kernels} {'compiled' if self.compiled else 'eager'}"
+        return f"{self.kernels} {MODES[self.compile]}"
 
 
 @dataclass
@@ -74,12 +75,11 @@ class StepRow:
 
 
 def entries(device: torch.device, nanogpt: Path | None = None) -> list[Entry]:
-    """On a GPU every backend, eager and compiled; on a CPU, where compiling takes longer than measuring, eager."""
+    """On a GPU every backend, eager, compiled, and as CUDA graphs; on a CPU eager and compiled."""
     names = [name for name in kernels.available(device) if name != "triton" or device.type == "cuda"]
     names = [*reversed(names), *(["nanogpt"] if nanogpt else [])]
-    return [
-        Entry(name, compiled) for name in names for compiled in ((False, True) if device.type == "cuda" else (False,))
-    ]
+    modes = ("off", "on", "graphs") if device.type == "cuda" else ("off", "on")
+    return [Entry(name, mode) for name in names for mode in modes if not (name == "nanogpt" and mode == "graphs")]
 
 
 def sizes(device: torch.device) -> list[tuple[str, int, int]]:
@@ -110,7 +110,7 @@ def measure(
     torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
     rows, steps = [], {}
     for entry in chosen:
-        row = StepRow(str(entry), entry.kernels, entry.compiled, context_length, batch_size)
+        row = StepRow(str(entry), entry.kernels, entry.compile != "off", context_length, batch_size)
         row.dtype = str(dtype).removeprefix("torch.")
         rows.append(row)
         if entry.kernels == "nanogpt" and (config.model.position, config.model.norm) != ("learned", "pre"):
@@ -169,11 +169,11 @@ def _prepare(
     batches = itertools.cycle([torch.randint(VOCABULARY, shape, generator=generator).to(device) for _ in range(4)])
     torch.manual_seed(0)
     if entry.kernels == "nanogpt":
-        theirs, _, take = nanogpt_bench.prepare(nanogpt, config, device, dtype, entry.compiled)
+        theirs, _, take = nanogpt_bench.prepare(nanogpt, config, device, dtype, entry.compile == "on")
         return lambda: take(next(batches)), sum(p.numel() for p in theirs.parameters())
     with torch.device(device):
         model = GPT(config.model, kernels.select(entry.kernels, device), dtype)
-    loop = _loop(config, model, entry.compiled)
+    loop = _loop(config, model, entry.compile)
 
     def step() -> Any:
         loop.unread.clear()
@@ -183,12 +183,12 @@ def _prepare(
     return step, model.count_parameters()["total"]
 
 
-def _loop(config: RunConfig, model: GPT, compiled: bool) -> Loop:
+def _loop(config: RunConfig, model: GPT, compile: str) -> Loop:
     """The training loop without a run folder and without data: only its update is called."""
     import dataclasses
 
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compiled))
-    facts = {"tokens_per_step": config.train.batch_size * config.model.context_length}
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compile))
+    facts = {"tokens_per_step": config.train.batch_size * config.model.context_length, "compile": compile}
     optimizers = build_optimizers(model, config.train)
     parts = Parts(config, None, None, model, optimizers, facts, None)
     loop = Loop(parts, None, Console(file=io.StringIO()), [], Team())

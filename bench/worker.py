@@ -78,7 +78,7 @@ def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogp
 
     def crashed(key: str) -> list[dict[str, Any]]:
         _, T, B = sizes[key]
-        return [steps.StepRow(str(e), e.kernels, e.compiled, T, B, status=CRASHED).to_dict() for e in chosen]
+        return [steps.StepRow(str(e), e.kernels, e.compile != "off", T, B, status=CRASHED).to_dict() for e in chosen]
 
     for key in rows.units("train", list(sizes), until, crashed):
         preset, T, B = sizes[key]

@@ -45,7 +45,7 @@ def train(
     kernels: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    compile: bool | None = None,
+    compile: str | None = None,
     log: str | Iterable[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     baselines: bool = True,
@@ -229,7 +229,7 @@ def _settings(
     kernels: str | None,
     device: str | None,
     dtype: str | None,
-    compile: bool | None,
+    compile: str | None,
     log: str | Iterable[str] | None,
 ) -> dict[str, dict[str, Any]]:
     """{section: {key: value}} of what was given. Raises UserError for a name that is not section.key or given twice."""

@@ -108,7 +108,7 @@ class TrainConfig:
     residual_dtype: str = _choice("auto", "auto", "float32", "bfloat16", "float16")  # auto: train.dtype
     matmul_precision: str = _choice("highest", "highest", "high", "medium")  # of float32 products: high allows TF32
     kernels: str = _choice("auto", "auto", "reference", "torch", "triton")
-    compile: bool = False
+    compile: str = _choice("auto", "auto", "off", "on", "graphs")  # graphs: also as CUDA graphs
     checkpoint_activations: bool = False  # less memory, a third more arithmetic; the same numbers
     deterministic: bool = False
     exact_reduction: bool = False  # the same bits on 1, 2, 4 and 8 processes
@@ -117,6 +117,8 @@ class TrainConfig:
     max_bad_steps: int = _number(20, 1)  # non-finite steps in a row that end the run, as seen when losses are read
 
     def __post_init__(self) -> None:
+        if isinstance(self.compile, bool):  # as runs were saved before there was "auto"
+            object.__setattr__(self, "compile", "on" if self.compile else "off")
         _check(self, "train")
         if self.batch_size % self.grad_accumulation:
             _fail("train.grad_accumulation", self.grad_accumulation, f"a divisor of batch_size ({self.batch_size})")

@@ -260,8 +260,8 @@ class TestMistakes:
         assert not list(tmp_path.iterdir())
 
     def test_compiling_without_a_compiler_is_one_sentence(self, tmp_path, text_file):
-        done = run(*TINY, "--data", text_file, "--compile", cwd=tmp_path, CXX="/nowhere/c++")
-        refused(done, "train.compile needs a C++ compiler", "install g++")
+        done = run(*TINY, "--data", text_file, "--compile", "on", cwd=tmp_path, CXX="/nowhere/c++")
+        refused(done, "train.compile is 'on', which needs a C++ compiler", "install g++")
 
     def test_of_folders(self, trained, text_file, tmp_path):
         again = run(*TINY, "--data", text_file, "--out", "run", cwd=trained[0])

@@ -76,7 +76,7 @@ def test_the_capstone_is_as_it_is_described():
         ("train.lr=inf", "train.lr is inf; it must be a finite number"),
         ("model.n_layers=1e9", "model.n_layers is 1000000000; it must be at least 1 and at most 10000"),
         ("train.steps=1e12", "it must be at least 1 and at most 1000000000"),
-        ("train.compile=perhaps", "train.compile is 'perhaps'; it must be true or false"),
+        ("train.compile=perhaps", "train.compile is 'perhaps'; it must be one of auto, off, on, graphs"),
         ("train.grad_accumulation=7", "train.grad_accumulation is 7; it must be a divisor of batch_size (8)"),
         ("train.min_lr=1", "train.min_lr is 1.0; it must be at most train.lr"),
         ("train.save_at=soon", "train.save_at is 'soon'; it must be pythia or steps"),

@@ -75,7 +75,9 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
 @click.option("--device", help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--dtype", help="Of matrix products: auto, float32, bfloat16 or float16.")
 @click.option("--matmul-precision", help="Of float32 products: highest (default), high (TF32), or medium.")
-@click.option("--compile/--no-compile", "compiled", default=None, help="Use torch.compile.")
+@click.option(
+    "--compile", help="Use torch.compile: auto (default; where it repays), off, on, or graphs (CUDA graphs as well)."
+)
 @click.option(
     "--exact-reduction/--no-exact-reduction", default=None, help="The same bits on 1, 2, 4 and 8 processes; slower."
 )
@@ -110,7 +112,6 @@ def train(
     assignments: tuple[str, ...],
     baselines: bool,
     report: bool,
-    compiled: bool | None,
     log: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -128,7 +129,7 @@ def train(
     from minilm.pipeline import train_and_report
 
     settings: dict[str, dict[str, Any]] = {"train": {}, "data": {}}
-    settings["train"] |= {name: value for name, value in {**options, "compile": compiled}.items() if value is not None}
+    settings["train"] |= {name: value for name, value in options.items() if value is not None}
     settings["train"] |= {"log": ",".join(log)} if log else {}
     settings["data"] |= {} if source is None else {"source": source}
     for assignment in assignments:

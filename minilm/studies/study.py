@@ -91,8 +91,13 @@ def baseline_of(plan: Plan) -> RunConfig:
     backend, _ = kernels.explain(config.train.kernels, resolve_device(config.train.device))
     if "kernels" in (plan.axes or whole["axes"]) and config.train.kernels == "auto":
         backend = design.NAIVE  # what the others are held against
+    compiled = "off" if config.train.compile == "auto" else config.train.compile  # the same for every arm
     train_config = dataclasses.replace(
-        config.train, kernels=backend, eval_interval=max(1, steps // 5), checkpoint_interval=max(1, steps // 5)
+        config.train,
+        kernels=backend,
+        compile=compiled,
+        eval_interval=max(1, steps // 5),
+        checkpoint_interval=max(1, steps // 5),
     )
     return with_vocabulary(dataclasses.replace(config, train=train_config), prepared(config.data))
 

@@ -21,16 +21,16 @@ def evaluate(
     model: GPT,
     tokens: np.ndarray,
     max_tokens: int = 0,
-    forward: Callable[..., torch.Tensor] | None = None,
     team: Team | None = None,
     cut: Callable[[], bool] | None = None,
 ) -> float | None:
     """Mean nats a token over `tokens` cut into windows of the model's context that do not overlap.
 
     Every token but the first is predicted exactly once, the shorter last window's too. With max_tokens, about so many
-    are scored, in windows spaced evenly. forward: a compiled form of the model, for the windows of full length. team:
-    processes that take turns with the batches; what each adds up to and in which order they are summed stays the same,
-    so the number does too, to its last bit. cut: asked before every batch; where it says so, None is returned.
+    are scored, in windows spaced evenly. The model is called as it is, never compiled, so that no number depends on
+    how the training ran. team: processes that take turns with the batches; what each adds up to and in which order they
+    are summed stays the same, so the number does too, to its last bit. cut: asked before every batch; where it says so,
+    None is returned.
     """
     team = team or Team()
     T, device = model.config.context_length, model.head.weight.device
@@ -57,8 +57,7 @@ def evaluate(
             continue
         windows = tokens[np.asarray(batch)[:, None] + np.arange(window + 1)].astype(np.int64)
         ids = torch.from_numpy(windows).to(device)
-        call = forward if forward is not None and ids.shape == (rows, T + 1) else model
-        loss = call(ids[:, :-1], ids[:, 1:])
+        loss = model(ids[:, :-1], ids[:, 1:])
         if whose == team.rank:
             sums[number] = loss.to(sums.device).double() * ids[:, 1:].numel()
     model.train(training)

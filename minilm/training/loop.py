@@ -19,7 +19,7 @@ from rich.console import Console
 from minilm.config import RunConfig, check_resume
 from minilm.errors import UserError
 from minilm.files import write_atomically
-from minilm.training import checkpoint, distributed, guards, journal, loggers
+from minilm.training import checkpoint, compiling, distributed, guards, journal, loggers
 from minilm.training.evaluate import evaluate, sample
 from minilm.training.guards import NonFiniteError, Spike, State
 from minilm.training.journal import RunFolder, read_config
@@ -77,7 +77,8 @@ def train(
             changes = check_resume(saved, config)
         names = config.train.loggers()
         team.tell(lambda: loggers.check_installed(names))
-        loop = Loop(prepare(config, console, command, team, start), run, console, caught, team)
+        compiled = team.tell(lambda: journal.read_facts(run.path).get("compile", compiling.OFF)) if resume else None
+        loop = Loop(prepare(config, console, command, team, start, compiled), run, console, caught, team)
         if names and team.first:
             run.log = loggers.Loggers(loggers.loggers_of(names, run.path), loop.warn)
         if not (resume and loop.resume(changes)):
@@ -100,7 +101,7 @@ class Loop:
         self.run, self.console, self.caught, self.team = run, console, caught, team
         self.asked: list[int] = []  # the signals that all processes know of
         self.device = self.model.head.weight.device
-        self.reduction = reduction_for(self.model, self.config.train, team)
+        self.reduction = reduction_for(self.model, self.config.train, team, self.compiled)
         # float16 has too little range for gradients: they are scaled up, and the scale follows what overflows
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.dtype == torch.float16)
         self.state = State()
@@ -221,6 +222,12 @@ class Loop:
     def warn(self, step: int, warning: str) -> None:
         self.run.event(step, "warning", warning)
         self.console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
+
+    def compiled(self, module: torch.nn.Module) -> Callable:
+        how, asked = self.facts["compile"], self.config.train.compile != "auto"
+        if how == compiling.OFF:
+            return module
+        return compiling.Compiled(module, how, asked, lambda warning: self.warn(self.state.step, warning))
 
     def set_clock(self) -> None:
         """Time runs from where the state has it."""
@@ -367,9 +374,8 @@ class Loop:
 
     def evaluate(self, line: ProgressLine) -> None:
         state = self.state
-        eval_tokens, forward = self.config.train.eval_tokens, self.reduction.forward
         cut = (lambda: ending(self.caught) is not None) if self.team.size == 1 else None  # several end after it
-        loss = evaluate(self.model, self.data.val, eval_tokens, forward, self.team, cut)
+        loss = evaluate(self.model, self.data.val, self.config.train.eval_tokens, self.team, cut)
         if loss is None:
             return
         bpb = self.data.bits_per_byte(loss)

@@ -15,7 +15,7 @@ from minilm.config import RunConfig
 from minilm.corpus.dataset import BatchSampler, Dataset, prepared
 from minilm.errors import UserError
 from minilm.model import GPT
-from minilm.training import checkpoint, distributed, guards
+from minilm.training import checkpoint, compiling, distributed, guards
 from minilm.training.facts import facts_of_run, with_vocabulary
 from minilm.training.optimizer import build_optimizers
 from minilm.training.reduction import shard
@@ -36,16 +36,23 @@ class Parts:
 
 
 def prepare(
-    config: RunConfig, console: Console, command: str, team: distributed.Team, start: Start | None = None
+    config: RunConfig,
+    console: Console,
+    command: str,
+    team: distributed.Team,
+    start: Start | None = None,
+    compiled: str | None = None,
 ) -> Parts:
-    """The parts of a training. Raises UserError for what a person can mend; only prepared data is written."""
+    """The parts of a training. compiled: how the run that is resumed was compiled.
+
+    Raises UserError for what a person can mend; only prepared data is written.
+    """
     device = hardware.resolve_device(config.train.device)
     dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
     residual = config.train.residual_dtype
     residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
     backend, why = kernels.explain(config.train.kernels, device)
-    if config.train.compile and hardware.compiler_missing(device):
-        raise UserError("train.compile needs a C++ compiler and none was found; install g++ or clang++, or set CXX.")
+    compiling.check(config.train, device)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, for reproducible products
     torch.use_deterministic_algorithms(config.train.deterministic)
@@ -69,4 +76,6 @@ def prepare(
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
     facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
+    how, because = compiling.decide(config.train, facts["flops_per_token"], facts["tokens_per_step"], device, compiled)
+    facts |= {"compile": how, "compile_reason": because}
     return Parts(config, data, sampler, model, optimizers, facts, start.origin if start is not None else None)

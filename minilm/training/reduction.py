@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minilm.config import TrainConfig
@@ -37,11 +37,14 @@ class Plain:
     """One process. The loss and the gradients are those of the whole batch, in as many parts as train.grad_accumulation
     says; with several processes a part is no larger."""
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team):
+    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable]):
         self.model, self.config, self.team = model, config, team
         self.parts = micro_batches(config.batch_size // team.size, config)
-        self.forward: Callable[[Tensor, Tensor], Tensor] = torch.compile(model) if config.compile else model
-        self.train_forward = self.forward
+        self.forward: Callable[[Tensor, Tensor], Tensor] = compiled(self.module())
+
+    def module(self) -> nn.Module:
+        """What computes the loss of a micro-batch."""
+        return self.model
 
     def backward(self, batch: Tensor, step: int, scaler: torch.amp.GradScaler) -> Tensor:
         """Leave the mean gradient of the global batch in .grad, from this process's rows of it, (rows, T + 1) int64;
@@ -55,7 +58,7 @@ class Plain:
         parts = rows.chunk(self.parts)
         for number, part in enumerate(parts, 1):
             with self.exchange(number == len(parts)):
-                part_loss = self.train_forward(part[:, :-1], part[:, 1:]) / (len(parts) * share)
+                part_loss = self.forward(part[:, :-1], part[:, 1:]) / (len(parts) * share)
                 scaler.scale(part_loss).backward()
             loss += part_loss.detach()
         return loss
@@ -97,11 +100,10 @@ class DataParallel(Plain):
     """torch's DistributedDataParallel (Li et al. 2020): buckets of gradients are all-reduced while the backward of
     earlier layers runs. The model itself stays unwrapped beside it, so that state-dict keys are what they were."""
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team):
-        super().__init__(model, config, team)
+    def module(self) -> nn.Module:
         # torch.compile goes around it, so that the graph is cut where a bucket is full
-        self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
-        self.train_forward = torch.compile(self.parallel) if config.compile else self.parallel
+        self.parallel = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        return self.parallel
 
     def backward(self, batch: Tensor, step: int, scaler: torch.amp.GradScaler) -> Tensor:
         self.reseed(step, self.team.rank)
@@ -119,8 +121,8 @@ class Lanes(Plain):
     Float addition is commutative and not associative: the tree must be fixed, the side of an operand need not be.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team):
-        super().__init__(model, config, team)
+    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable]):
+        super().__init__(model, config, team, compiled)
         self.lanes = lanes(config.batch_size)
         if self.lanes % team.size:
             raise UserError(
@@ -169,8 +171,8 @@ class Sharded(Plain):
     """torch's fully_shard (Zhao et al. 2023): weights are gathered block by block as they are needed, gradients summed
     and scattered at every micro-batch, so that no process ever holds them whole. Checkpoints hold whole tensors."""
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team):
-        super().__init__(model, config, team)
+    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable]):
+        super().__init__(model, config, team, compiled)
         self.placed: Any = next(model.parameters())  # all are cut alike, along their first dimension
 
     def backward(self, batch: Tensor, step: int, scaler: torch.amp.GradScaler) -> Tensor:
@@ -230,10 +232,13 @@ def shard(model: GPT, team: Team, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def reduction_for(model: GPT, config: TrainConfig, team: Team) -> Plain:
+def reduction_for(
+    model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable] = lambda module: module
+) -> Plain:
+    """compiled: makes of the module that computes the loss what is called in its place."""
     team.sync()
     kind = Sharded if config.shard else Lanes if config.exact_reduction else DataParallel if team.size > 1 else Plain
-    return kind(model, config, team)
+    return kind(model, config, team, compiled)
 
 
 def lanes(batch_size: int) -> int:

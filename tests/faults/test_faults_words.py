@@ -148,7 +148,8 @@ PROPER = [  # what each option of train takes
     option("--data", ["fables", "text.txt"]),
     option("--out", ["new", "another"]),
     option("--save-at", st.just("pythia") | st.lists(st.integers(0, 10), max_size=3).map(lambda n: str(n)[1:-1])),
-    st.sampled_from(["--compile", "--no-compile", "--exact-reduction", "--no-report", "--no-baselines"]).map(tuple_of),
+    option("--compile", ["auto", "off", "on"]),
+    st.sampled_from(["--exact-reduction", "--no-report", "--no-baselines"]).map(tuple_of),
 ]
 OWN = st.sampled_from([p.opts[0] for p in cli.commands["train"].params if p.opts[0] != "--out"])
 WILD = st.one_of(st.tuples(st.just("--set"), ASSIGNMENTS.filter(harmless)), st.tuples(OWN, VALUES.filter(harmless)))

@@ -134,7 +134,7 @@ VARIANTS = {
     "bfloat16": {"dtype": "bfloat16"},
     "sampling": {"sample_interval": 3, "model": {"dropout": 0.2}},
     "deterministic": {"deterministic": True, "model": {"dropout": 0.2}},
-    "compiled": {"compile": True, "model": {"n_layers": 1, "d_model": 16, "dropout": 0.2}},
+    "compiled": {"compile": "on", "model": {"n_layers": 1, "d_model": 16, "dropout": 0.2}},
     "between evaluations": {"eval_interval": 0, "log_interval": 7},
 }
 
@@ -142,7 +142,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_stopped_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(name, tmp_path, text_file):
     config = config_for(text_file, **VARIANTS[name])
-    if config.train.compile and hardware.compiler_missing(torch.device("cpu")):
+    if config.train.compile == "on" and hardware.compiler_missing(torch.device("cpu")):
         pytest.skip("torch.compile needs a C++ compiler")
     run_training(config, tmp_path / "whole")
 
