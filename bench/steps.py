@@ -89,6 +89,17 @@ def sizes(device: torch.device) -> list[tuple[str, int, int]]:
     return [("capstone", T, 16_384 // T) for T in (256, 1024, 4096, 16_384, 512, 2048, 8192)]
 
 
+def config_of(preset: str, context_length: int, batch_size: int, device: torch.device) -> RunConfig:
+    """A preset at a size. The optimizer is AdamW and dropout 0 for all, so that all do the same work."""
+    return build(
+        preset,
+        {
+            "model": {"context_length": context_length, "vocab_size": VOCABULARY, "dropout": 0.0},
+            "train": {"batch_size": batch_size, "grad_accumulation": 1, "optimizer": "adamw", "device": str(device)},
+        },
+    )
+
+
 def measure(
     preset: str,
     context_length: int,
@@ -98,20 +109,15 @@ def measure(
     seconds: float = 5.0,
     nanogpt: Path | None = None,
 ) -> list[StepRow]:
-    """A row an entry. The optimizer is AdamW and dropout 0 for all, so that all do the same work."""
-    config = build(
-        preset,
-        {
-            "model": {"context_length": context_length, "vocab_size": VOCABULARY, "dropout": 0.0},
-            "train": {"batch_size": batch_size, "grad_accumulation": 1, "optimizer": "adamw", "device": str(device)},
-        },
-    )
+    """A row an entry."""
+    config = config_of(preset, context_length, batch_size, device)
     dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
     torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
     rows, steps = [], {}
     for entry in chosen:
         row = StepRow(str(entry), entry.kernels, entry.compile != "off", context_length, batch_size)
-        row.dtype = str(dtype).removeprefix("torch.")
+        theirs = entry.kernels == "nanogpt" and device.type != "cuda"  # which casts on GPUs only
+        row.dtype = "float32" if theirs else str(dtype).removeprefix("torch.")
         rows.append(row)
         if entry.kernels == "nanogpt" and (config.model.position, config.model.norm) != ("learned", "pre"):
             row.status, row.reason = ABSENT, "nanoGPT has learned positions and pre-norm only"
@@ -120,7 +126,7 @@ def measure(
             gc.collect()
             before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
             start = time.perf_counter()
-            step, row.parameters = _prepare(entry, config, dtype, device, nanogpt)
+            step, row.parameters = prepare(entry, config, dtype, device, nanogpt)
             step()
             timing.synchronize(device)
             row.first_step_s = time.perf_counter() - start
@@ -160,7 +166,7 @@ def _failures(row: StepRow):
         torch.cuda.empty_cache()
 
 
-def _prepare(
+def prepare(
     entry: Entry, config: RunConfig, dtype: torch.dtype, device: torch.device, nanogpt: Path | None
 ) -> tuple[Callable[[], Any], int]:
     """A function that takes one step, and the number of parameters."""

@@ -8,6 +8,8 @@ import platform
 import re
 import shutil
 import subprocess
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,21 +167,28 @@ def compiler_missing(device: torch.device) -> bool:
 
 
 def saved_bytes(module: torch.nn.Module, *inputs: Any) -> int:
+    """Bytes that autograd keeps from a forward pass of `module` for its backward: see saved_by_part()."""
+    return saved_by_part(module, str, *inputs).total()
+
+
+def saved_by_part(module: torch.nn.Module, part: Callable[[], str], *inputs: Any) -> Counter[str]:
     """Bytes that autograd keeps from a forward pass of `module` for its backward, its own parameters apart.
 
-    On meta tensors this costs no memory and no time to speak of, and counts what would be kept.
+    part: the name under which what is kept now is counted; a tensor that several keep is counted with the first. On
+    meta tensors this costs no memory and no time to speak of, and counts what would be kept.
     """
     own = {p.untyped_storage()._cdata for p in module.parameters()}
     kept: dict[int, Any] = {}
+    found: Counter[str] = Counter()
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in own and storage._cdata not in kept:
             kept[storage._cdata] = storage  # held, so that no other storage takes its address
+            found[part()] += storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         result = module(*inputs)
-    total = sum(storage.nbytes() for storage in kept.values())
     del result
-    return total
+    return found

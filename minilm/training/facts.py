@@ -7,6 +7,8 @@ import time
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 import kernels
 from minilm import hardware
@@ -46,19 +48,52 @@ def facts_of_run(
 
 
 def estimate_memory(config: RunConfig, ops: kernels.Backend, dtype: torch.dtype, residual_dtype: torch.dtype) -> int:
-    """Bytes a training step needs at least: float32 weights, gradients and two moments, and what one micro-batch
-    keeps for its backward, counted on meta tensors through the operations that will run."""
-    with torch.device("meta"):
+    """Bytes a training step needs at least: the sum of memory_by_part()."""
+    return sum(memory_by_part(config, ops, dtype, residual_dtype).values())
+
+
+def memory_by_part(
+    config: RunConfig, ops: kernels.Backend, dtype: torch.dtype, residual_dtype: torch.dtype
+) -> dict[str, int]:
+    """Bytes of a training step: float32 weights, gradients and two moments, and what one micro-batch keeps for its
+    backward, counted on meta tensors through the operations that will run. What an operation needs only while it runs
+    is not in it."""
+    where = ["embedding, last norm and loss"]
+
+    def count_under(module: Any, part: str) -> None:
+        module.register_forward_pre_hook(lambda *_: where.append(part))
+        module.register_forward_hook(lambda *_: where.pop() and None)
+
+    with torch.device("meta"), FusedAttention():
         model = GPT(config.model, ops, dtype, residual_dtype)
         rows = config.train.batch_size // config.train.grad_accumulation
         tokens = torch.empty(rows, config.model.context_length, dtype=torch.int64)
-        kept = 0
+        counted = model.count_parameters()["total"]
+        found = {"weights": 4 * counted, "gradients": 4 * counted, "moments": 8 * counted}
         if config.train.checkpoint_activations:  # what goes into the blocks, and what one of them keeps meanwhile
             model.checkpoint_activations = True
             stream = torch.empty(rows, config.model.context_length, config.model.d_model, dtype=model.residual_dtype)
-            kept = 2 * stream.nbytes * config.model.n_layers
-            kept += hardware.saved_bytes(model.blocks[0], stream, stream.to(dtype), None, None)
-    return 16 * model.count_parameters()["total"] + hardware.saved_bytes(model, tokens, tokens) + kept
+            found["inputs of the blocks"] = 2 * stream.nbytes * config.model.n_layers
+            again = hardware.saved_bytes(model.blocks[0], stream, stream.to(dtype), None, None)
+            found["one block, computed again"] = again
+        else:
+            for block in model.blocks:
+                count_under(block, "norms and residual stream")
+                count_under(block.attention, "attention")
+                count_under(block.mlp, "MLP")
+        return found | hardware.saved_by_part(model, lambda: where[-1], tokens, tokens)
+
+
+class FusedAttention(TorchFunctionMode):
+    """On meta tensors PyTorch takes its attention apart, which would count scores that no device keeps: this calls the
+    fused operator there."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and kwargs.get("is_causal"):
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+            return fused(*args, 0.0, True, scale=kwargs["scale"])[0]
+        return func(*args, **kwargs)
 
 
 def with_vocabulary(config: RunConfig, data: Dataset) -> RunConfig:

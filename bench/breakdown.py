@@ -1,0 +1,194 @@
+"""Where the time of a training step goes: by part, against the least that the machine's own speed allows.
+
+    python -m bench.breakdown [--preset quick] [--kernels torch] [--compile off] [--device cpu]
+
+The profiler of PyTorch gives the time of every kernel on a GPU, of every operator on a CPU; each belongs to a part by
+its name. What is left of the step's time, as the clock has it without the profiler, is "between": launches that the
+device waited for on a GPU, the interpreter on a CPU. A part's floor reads each input once and writes each output once
+at the speed of a copy, or multiplies at the speed of a large product, whichever takes longer; both are measured first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from bench import steps, timing
+from minilm import hardware
+from minilm.config import PRESETS, RunConfig
+from minilm.errors import UserError
+
+# The first that matches the name of a kernel or an operator; torch.compile names what it fuses after its operators. The
+# products of attention that is multiplied out are matrix products here.
+PARTS = {
+    "autograd": r"^autograd::engine|Backward\d+$",
+    "loss": r"_loss_and_dlogits|^_scale$|cross_entropy|nll|log_softmax",
+    "attention backward": r"_(query|key)_gradient_kernel|(attention|softmax).*backward|(fmha|flash).*(bwd|backward)",
+    "attention forward": r"^_forward_kernel|attention|fmha|flash|softmax",
+    "norm backward": r"_norm_backward|_norm_weight_grads|_sum_partials|layer_?norm.*(backward|grad)|GammaBeta",
+    "norm forward": r"_norm_forward|layer_?norm|rms_?norm",
+    "matrix products": r"gemm|nvjet|cutlass|xmma|^sm\d+_|splitK|cublas|mkldnn|onednn"
+    r"|aten::(mm|addmm|bmm|matmul|linear|_?baddbmm)",
+    "optimizer": r"adam|multi_tensor|muon|foreach|lerp|addcdiv|vector_norm|^Optimizer",
+    "activation": r"gelu|silu|swiglu|relu",
+    "copies and casts": r"copy|memcpy|memset|_to_|cat\b|contiguous|clone",
+    "embedding": r"embedding|index",
+    "fused by the compiler": r"^triton_|CompiledFxGraph|Torch-Compiled",
+}
+OTHER, BETWEEN = "other", "between"
+COUNTED = 5  # steps under the profiler
+
+
+@dataclass
+class Part:
+    """Of a step: seconds on the device, how many calls, the floor in seconds (None where none is known), and the
+    longest names with their seconds."""
+
+    part: str
+    seconds: float
+    calls: float
+    floor_s: float | None
+    names: tuple[tuple[str, float], ...] = ()
+
+
+def part_of(name: str) -> str:
+    return next((part for part, pattern in PARTS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)
+
+
+def floors(config: RunConfig, dtype: torch.dtype, flops_per_s: float, bytes_per_s: float) -> dict[str, float]:
+    """Seconds of each part of a step at least. AdamW is assumed, and attention counted causally."""
+    m, n = config.model, config.train.batch_size * config.model.context_length
+    e, C, F, L, V = dtype.itemsize, m.d_model, m.d_ff, m.n_layers, int(m.vocab_size)
+    width = (m.n_heads + 2 * m.n_kv_heads) * m.head_dim
+    gated = 2 if m.activation == "swiglu" else 1
+
+    def product(rows: int, inner: int, columns: int) -> float:
+        traffic = e * (rows * inner + inner * columns + rows * columns)
+        return max(2 * rows * inner * columns / flops_per_s, traffic / bytes_per_s)
+
+    def both_ways(inner: int, columns: int) -> float:  # forward, gradient of the inputs, gradient of the weights
+        return product(n, inner, columns) + product(n, columns, inner) + product(inner, n, columns)
+
+    layers = both_ways(C, width) + both_ways(C, C) + both_ways(C, gated * F) + both_ways(F, C)
+    attention = 2 * n * m.context_length * C  # two products, half of the square
+    parameters = L * (C * width + C * C + (gated + 1) * C * F) + V * C
+    return {
+        "matrix products": L * layers + both_ways(C, V),
+        "attention forward": L * max(attention / flops_per_s, e * n * (width + C) / bytes_per_s),
+        "attention backward": L * max(2.5 * attention / flops_per_s, e * n * (2 * width + 2 * C) / bytes_per_s),
+        "norm forward": 2 * L * 4 * e * n * C / bytes_per_s,
+        "norm backward": 2 * L * 4 * e * n * C / bytes_per_s,
+        "activation": L * e * n * F * (2 * gated + 3) / bytes_per_s,
+        "loss": 2 * e * n * V / bytes_per_s,
+        "optimizer": 28 * parameters / bytes_per_s,
+        "copies and casts": (4 + e) * parameters / bytes_per_s if e < 4 else 0.0,
+    }
+
+
+def measure(
+    preset: str,
+    context_length: int,
+    batch_size: int,
+    entry: steps.Entry,
+    device: torch.device,
+    rates: tuple[float, float],
+) -> tuple[float, list[Part]]:
+    """(seconds of a step by the clock, its parts, the longest first)."""
+    config = steps.config_of(preset, context_length, batch_size, device)
+    dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
+    step, _ = steps.prepare(entry, config, dtype, device, None)
+    for _ in range(5):
+        step()
+    times = timing.in_turn({"step": lambda: [step() for _ in range(steps.BLOCK[device.type])]}, device, 3.0)["step"]
+    whole = times.median / steps.BLOCK[device.type]
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiler:
+        for _ in range(COUNTED):
+            step()
+        timing.synchronize(device)
+    found: dict[str, tuple[float, int, dict[str, float]]] = {}
+    for event in profiler.key_averages():
+        on_device = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_device != (device.type == "cuda") or event.key.startswith(("ProfilerStep", "Activity Buffer")):
+            continue
+        seconds = (event.self_device_time_total if on_device else event.self_cpu_time_total) * 1e-6 / COUNTED
+        total, calls, names = found.get(part_of(event.key), (0.0, 0, {}))
+        names[event.key] = names.get(event.key, 0.0) + seconds
+        found[part_of(event.key)] = total + seconds, calls + event.count, names
+    least = floors(config, dtype, *rates)
+    parts = [
+        Part(
+            part, seconds, calls / COUNTED, least.get(part), tuple(sorted(names.items(), key=lambda item: -item[1])[:3])
+        )
+        for part, (seconds, calls, names) in found.items()
+    ]
+    parts += [Part(part, 0.0, 0, floor) for part, floor in least.items() if part not in found]
+    parts.append(Part(BETWEEN, max(0.0, whole - sum(part.seconds for part in parts)), 0, None))
+    return whole, sorted(parts, key=lambda part: -part.seconds)
+
+
+def table(whole: float, parts: Sequence[Part], title: str) -> Table:
+    shown = Table("part", box=None, pad_edge=False, title=title, caption=f"a step by the clock: {whole * 1e3:.2f} ms")
+    for heading in ("ms", "floor", "above", "calls"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("longest")
+    for part in parts:
+        floor = part.floor_s
+        shown.add_row(
+            part.part,
+            f"{part.seconds * 1e3:.3f}",
+            "" if floor is None else f"{floor * 1e3:.3f}",
+            f"{part.seconds / floor:.1f}x" if floor and part.seconds else "",
+            f"{part.calls:.0f}",
+            ", ".join(f"{name[:40]} {seconds * 1e3:.2f}" for name, seconds in part.names),
+        )
+    return shown
+
+
+def rows(
+    whole: float, parts: Sequence[Part], preset: str, size: tuple[int, int], entry: steps.Entry
+) -> list[dict[str, Any]]:
+    """For a results file: a row a part."""
+    same = {"preset": preset, "label": str(entry), "context_length": size[0], "batch_size": size[1], "step_s": whole}
+    return [same | asdict(part) for part in parts]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.breakdown", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--preset", choices=list(PRESETS), default=None, help="capstone on a GPU, else quick")
+    parser.add_argument("--kernels", choices=("reference", "torch", "triton"), default=None)
+    parser.add_argument("--compile", choices=tuple(steps.MODES), default="off")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
+    try:
+        device = hardware.resolve_device(options.device)
+        preset = options.preset or ("capstone" if device.type == "cuda" else "quick")
+        kernels = options.kernels or ("triton" if device.type == "cuda" else "torch")
+        config = steps.build(preset)
+        size = config.model.context_length, config.train.batch_size // config.train.grad_accumulation
+        entry = steps.Entry(kernels, options.compile)
+        whole, parts = measure(preset, *size, entry, device, rates(device, config.model.d_model))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    Console(soft_wrap=True).print(table(whole, parts, f"{preset}, {size[0]} x {size[1]}, {entry}, on {device}"))
+    return 0
+
+
+def rates(device: torch.device, d_model: int) -> tuple[float, float]:
+    """(FLOP/s, bytes/s) of a large product in the dtype that would be used, and of a copy."""
+    dtype = hardware.resolve_dtype("auto", device, d_model)
+    return timing.matmul_rate(device, dtype), timing.copy_bandwidth(device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
