@@ -32,7 +32,7 @@ from minilm.errors import UserError
 PARTS = {
     "autograd": r"^autograd::engine|Backward\d+$",
     "loss": r"_loss_and_dlogits|^_scale$|cross_entropy|nll|log_softmax",
-    "attention backward": r"_(query|key)_gradient_kernel|(attention|softmax).*backward|(fmha|flash).*(bwd|backward)",
+    "attention backward": r"_(query|key)_gradient_kernel|(attention|softmax).*backward|(fmha|flash).*(bwd|bprop|backward)",
     "attention forward": r"^_forward_kernel|attention|fmha|flash|softmax",
     "norm backward": r"_norm_backward|_norm_weight_grads|_sum_partials|layer_?norm.*(backward|grad)|GammaBeta",
     "norm forward": r"_norm_forward|layer_?norm|rms_?norm",
@@ -136,20 +136,21 @@ def measure(
     return whole, sorted(parts, key=lambda part: -part.seconds)
 
 
-def table(whole: float, parts: Sequence[Part], title: str) -> Table:
+def table(whole: float, parts: Sequence[dict[str, Any]], title: str) -> Table:
+    """parts: rows(), or what a results file has of them."""
     shown = Table("part", box=None, pad_edge=False, title=title, caption=f"a step by the clock: {whole * 1e3:.2f} ms")
     for heading in ("ms", "floor", "above", "calls"):
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("longest")
     for part in parts:
-        floor = part.floor_s
+        seconds, floor = part["seconds"], part["floor_s"]
         shown.add_row(
-            part.part,
-            f"{part.seconds * 1e3:.3f}",
+            part["part"],
+            f"{seconds * 1e3:.3f}",
             "" if floor is None else f"{floor * 1e3:.3f}",
-            f"{part.seconds / floor:.1f}x" if floor and part.seconds else "",
-            f"{part.calls:.0f}",
-            ", ".join(f"{name[:40]} {seconds * 1e3:.2f}" for name, seconds in part.names),
+            f"{seconds / floor:.1f}x" if floor and seconds else "",
+            f"{part['calls']:.0f}",
+            ", ".join(f"{name[:40]} {part_seconds * 1e3:.2f}" for name, part_seconds in part["names"]),
         )
     return shown
 
@@ -180,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    Console(soft_wrap=True).print(table(whole, parts, f"{preset}, {size[0]} x {size[1]}, {entry}, on {device}"))
+    found = rows(whole, parts, preset, size, entry)
+    Console(soft_wrap=True).print(table(whole, found, f"{preset}, {size[0]} x {size[1]}, {entry}, on {device}"))
     return 0
 
 

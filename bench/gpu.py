@@ -2,14 +2,16 @@
 
     python -m bench.gpu --out results                       everything, on the GPU that is here
     python -m bench.gpu --stage ops --minutes 8 --out results
+    python -m bench.gpu --stage race --shakespeare input.txt --nanogpt nanoGPT --out results
     python -m bench.gpu --device cpu --out results          the same on a CPU: reference against torch, a rehearsal
 
 Stages: tests (all kernel tests natively, then every kernel under compute-sanitizer's memcheck and racecheck), tune
 (the tables of this chip, read by the stages after it), ops (every operation against its peers), train (whole training
-steps; on a CPU `minilm train` beside a plain loop as well). What matters most comes first within each, every result is
-on disk as soon as it is there, and the same command again goes on where the time ran out. OUT/<device>.json holds
-everything, with chip, driver, versions, revision and the clocks seen; `python -m bench.report` makes figures and tables
-of it.
+steps, where their time goes, and their memory; on a CPU `minilm train` beside a plain loop as well), race (time to a
+loss: nanoGPT, its recipe by minilm, and ours, three seeds each; with --shakespeare only). What matters most comes first
+within each, every result is on disk as soon as it is there, and the same command again goes on where the time ran out.
+OUT/<device>.json holds everything, with chip, driver, versions, revision and the clocks seen; `python -m bench.report`
+makes figures and tables of it, and of OUT/race/ours/race.json.
 """
 
 from __future__ import annotations
@@ -32,9 +34,11 @@ from typing import Any
 
 from rich.console import Console
 
-STAGES = ("tests", "tune", "ops", "train")
-SHARES = {"tests": 0.3, "tune": 0.25, "ops": 0.25, "train": 0.2}  # of --minutes
+STAGES = ("tests", "tune", "ops", "train", "race")
+SHARES = {"tests": 0.3, "tune": 0.2, "ops": 0.2, "train": 0.3, "race": 0.6}  # of --minutes, in proportion
+SEEDS = 3  # of a race
 RESTARTS = 20
+KINDS = ("ops", "train", "breakdown", "memory", "contexts", "contexts tried", "tune")  # of rows
 SIDE_BY_SIDE = "side_by_side.json"
 ROOT = Path(__file__).resolve().parents[1]
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -71,6 +75,29 @@ def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | 
         if code == 0 or time.time() > until:
             return
         console.print(f"{stage}: the worker ended with {code}, see {stage}.log; it goes on with what is next")
+
+
+def run_race(out: Path, device: str, until: float, nanogpt: Path | None, text: Path) -> None:
+    """OUT/race/race.json, for `python -m bench.report`. What is there already is not run again."""
+    folder, beside = (out / "race").resolve(), []
+    for seed in range(1, SEEDS + 1):
+        theirs = folder / f"nanogpt-{seed}"
+        if nanogpt is None or time.time() > until:
+            break
+        if not (theirs / "done").exists():
+            shutil.rmtree(theirs, ignore_errors=True)
+            command = [sys.executable, "-m", "bench.nanogpt", str(nanogpt.resolve()), "--device", device]
+            command += ["--preset", "shakespeare-char" if device == "cuda" else "shakespeare-char-cpu"]
+            command += ["--data", str(text.resolve()), "--seed", str(seed), "--out", str(theirs)]
+            if _run(command, out / "race.log", until)[0] != 0:
+                break
+            (theirs / "done").touch()
+        beside += ["--beside", str(theirs)]
+    race = folder / "ours"
+    command = [sys.executable, "-m", "minilm", "race", "--data", str(text.resolve()), "--device", device]
+    command += ["--out", str(race), *(["--resume"] if race.exists() else []), *beside]
+    if (code := _run(command, out / "race.log", until + 60)[0]) != 0:
+        console.print(f"race: ended with {code}, see race.log; the same command goes on with it")
 
 
 def _run(
@@ -137,7 +164,7 @@ def assemble(out: Path, machine: dict[str, Any], stages: dict[str, Any]) -> Path
     """OUT/<device>.json from everything measured so far, in this and earlier calls; returns its path."""
     path = out / f"{re.sub(r'[^a-z0-9]+', '-', machine['device'].lower()).strip('-')}.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    rows: dict[str, list[dict[str, Any]]] = {"ops": [], "train": [], "tune": []}
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     if (out / "rows.jsonl").exists():
         for line in (out / "rows.jsonl").read_text().splitlines():
             entry = json.loads(line)
@@ -165,7 +192,7 @@ def _one_row_a_line(record: dict[str, Any]) -> str:
 
 def show(path: Path) -> None:
     """The short table, last."""
-    from bench import contest, steps, tables
+    from bench import breakdown, contest, memory, steps, tables
 
     record = json.loads(path.read_text())
     device = record["machine"]["device"]
@@ -180,6 +207,17 @@ def show(path: Path) -> None:
         console.print(tables.ops_table(found, f"Operations on {device}"))
     if found := [steps.StepRow(**{k: v for k, v in row.items() if k != "preset"}) for row in record["train"]]:
         console.print(tables.steps_table(found, f"Training steps on {device}"))
+    by_entry: dict[str, list[dict[str, Any]]] = {}
+    for row in record["breakdown"]:
+        by_entry.setdefault(row["label"], []).append(row)
+    for label, rows in by_entry.items():
+        size = f"{rows[0]['preset']}, {rows[0]['context_length']} x {rows[0]['batch_size']}"
+        console.print(breakdown.table(rows[0]["step_s"], rows, f"{size}, {label}"))
+    if record["memory"]:
+        console.print(memory.parts_table(record["memory"], "Memory of a step of the capstone, by the count"))
+        console.print(memory.contexts_table(record["contexts"], "Longest context of one sequence"))
+    if record["contexts tried"]:
+        console.print(memory.tried_table(record["contexts tried"]))
     console.print(f"Results: {path}")
 
 
@@ -192,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to measure beside")
+    parser.add_argument("--shakespeare", type=Path, help="Tiny Shakespeare, or another text, for the stage race")
     options = parser.parse_args(arguments)
     if options.minutes <= 0:
         parser.error(f"--minutes is {options.minutes:g}; it must be above 0")
@@ -199,7 +238,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.nanogpt} holds no model.py; --nanogpt takes a checkout of nanoGPT")
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
+    if options.shakespeare and not options.shakespeare.is_file():
+        parser.error(f"--shakespeare {options.shakespeare} is no file")
+    if options.stage == "race" and not options.shakespeare:
+        parser.error("--stage race needs --shakespeare FILE, for there may be no network where it runs")
     chosen = STAGES if options.stage == "all" else (options.stage,)
+    if not options.shakespeare:
+        chosen = tuple(stage for stage in chosen if stage != "race")
     end = time.time() + 60 * options.minutes
 
     command = [sys.executable, "-m", "bench.worker", "facts", "--device", options.device]
@@ -223,6 +268,8 @@ def main(arguments: list[str] | None = None) -> int:
             stages = {}
             if stage == "tests":
                 stages["tests"] = run_tests(out, options.device, until)
+            elif stage == "race":
+                run_race(out, options.device, until, options.nanogpt, options.shakespeare)
             else:
                 run_stage(stage, out, options.device, until, options.nanogpt)
             if stage == "train" and options.device == "cpu":

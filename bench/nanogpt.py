@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import timing
 from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.corpus.dataset import BatchSampler, prepared
@@ -89,28 +90,29 @@ def train(folder: Path, config: RunConfig, out: Path) -> None:
     data, t, T = prepared(config.data), config.train, config.model.context_length
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=data.vocab_size))
     torch.manual_seed(t.seed)
-    model, optimizer, step = prepare(folder, config, device, dtype)
+    model, optimizer, step = prepare(folder, config, device, dtype, compiled=device.type == "cuda")  # as its README
     sampler = BatchSampler(data.train, T, t.batch_size, t.seed)
     parameters = sum(p.numel() for p in model.parameters())
     out.mkdir(parents=True)
     saved = {**config.to_dict(), "preset": "nanoGPT", "facts": {"parameters": {"total": parameters}}}
     write_json(out / CONFIG, saved)
-    every, wall = max(1, t.steps // EVALUATIONS), 0.0
+    every, wall, began = max(1, t.steps // EVALUATIONS), 0.0, None
     with (out / METRICS).open("w", encoding="utf-8") as rows:
         for number in range(t.steps + 1):
             if number % every == 0 or number == t.steps:
+                timing.synchronize(device)
+                wall += 0.0 if began is None else time.perf_counter() - began
+                began = None  # the clock stands still meanwhile
                 loss = evaluate(model, data.val, T, device)
                 print(f"step {number}: validation loss {loss:.4f}, {wall:.1f} s", flush=True)
                 rows.write(json.dumps({"step": number, "val_loss": loss, "wall": wall}) + "\n")
             if number == t.steps:
                 break
-            began = time.perf_counter()
+            began = time.perf_counter() if began is None else began
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(number, t)
-            step(torch.from_numpy(sampler.batch(number)).to(device))
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            wall += time.perf_counter() - began
+            batch = torch.from_numpy(sampler.batch(number))
+            step(batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch)
 
 
 @torch.no_grad()

@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from bench import cases, contest, peers, steps, timing
+from bench import breakdown, cases, contest, memory, peers, steps, timing
+from minilm import hardware
+from minilm.config import build
 
 CRASHED = "crashed"
 EXERCISES = 4  # shapes of a family and dtype
@@ -73,6 +75,7 @@ def ops(rows: Rows, device: torch.device, until: float, seconds: float, **_: Any
 
 
 def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogpt: Path | None, **_: Any) -> None:
+    """Steps at the first size, where their time goes and what memory they take, and then steps at the other sizes."""
     sizes = {f"{preset} {T} x {B}": (preset, T, B) for preset, T, B in steps.sizes(device)}
     chosen = steps.entries(device, nanogpt)
 
@@ -80,10 +83,48 @@ def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogp
         _, T, B = sizes[key]
         return [steps.StepRow(str(e), e.kernels, e.compile != "off", T, B, status=CRASHED).to_dict() for e in chosen]
 
-    for key in rows.units("train", list(sizes), until, crashed):
-        preset, T, B = sizes[key]
-        found = steps.measure(preset, T, B, chosen, device, 5 * seconds, nanogpt)
-        rows.write("train", key, [{"preset": preset, **row.to_dict()} for row in found])
+    def take(keys: list[str]) -> None:
+        for key in rows.units("train", keys, until, crashed):
+            preset, T, B = sizes[key]
+            found = steps.measure(preset, T, B, chosen, device, 5 * seconds, nanogpt)
+            rows.write("train", key, [{"preset": preset, **row.to_dict()} for row in found])
+
+    first, *others = sizes
+    take([first])
+    take_apart(rows, *sizes[first], device, until)
+    weigh(rows, device, until)
+    take(others)
+
+
+def take_apart(rows: Rows, preset: str, T: int, B: int, device: torch.device, until: float) -> None:
+    """Where the time of a step goes, by the kernels that are best here, eager and compiled, and by PyTorch's."""
+    best = "triton" if device.type == "cuda" else "torch"
+    chosen = {str(entry): entry for entry in map(steps.Entry, (best, best, "torch"), ("off", "on", "on"))}
+    rates = breakdown.rates(device, build(preset).model.d_model)
+
+    def crashed(key: str) -> list[dict[str, Any]]:
+        return []
+
+    for key in rows.units("breakdown", [f"breakdown {label}" for label in chosen], until, crashed):
+        entry = chosen[key.removeprefix("breakdown ")]
+        whole, parts = breakdown.measure(preset, T, B, entry, device, rates)
+        rows.write("breakdown", key, breakdown.rows(whole, parts, preset, (T, B), entry))
+
+
+def weigh(rows: Rows, device: torch.device, until: float) -> None:
+    """Memory of the capstone's step by part, the longest context by the count and, on a GPU, by trying."""
+    dtype, capstone = torch.bfloat16, "capstone"
+    budget = hardware.memory(device)[1] if device.type == "cuda" else memory.GIGABYTES * 2**30
+    found = {
+        "memory": lambda: memory.parts(capstone, device, dtype),
+        "contexts": lambda: list(memory.longest(capstone, budget, device, dtype)),
+        "contexts tried": lambda: list(memory.tried(capstone, device, dtype, until)),
+    }
+    if device.type != "cuda":
+        del found["contexts tried"]
+    for kind, measure in found.items():
+        for key in rows.units(kind, [kind], until, lambda _: []):
+            rows.write(kind, key, measure())
 
 
 def tune(rows: Rows, device: torch.device, until: float, **_: Any) -> None:

@@ -1,0 +1,160 @@
+"""Memory of a training step by part, and the longest context that trains.
+
+    python -m bench.memory [--preset capstone] [--gigabytes 80] [--device cpu]
+
+What weights, gradients, moments and activations take is counted, exactly and on any machine: it is what autograd keeps
+from a forward pass on tensors without data. An operation's own scratch memory is not in it, so a context that fits by
+the count may not fit. On a GPU contexts are therefore tried as well, doubled until memory runs out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import importlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import steps, timing
+from kernels.backend import BACKENDS, MODULES, OPS, Backend
+from minilm import hardware
+from minilm.config import PRESETS, RunConfig, build
+from minilm.errors import UserError
+from minilm.training.facts import memory_by_part
+
+SHORTEST, LONGEST = 256, 2**22
+GIGABYTES = 80.0
+
+
+def ways() -> list[tuple[str, bool]]:
+    """(kernels, activations checkpointed), the plainest first."""
+    return [(name, again) for again in (False, True) for name in BACKENDS]
+
+
+def counted(config: RunConfig, kernels: str, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes by part, whatever machine this is: the operations are not called, only what they would return is known."""
+    module = importlib.import_module(MODULES[kernels])
+    return memory_by_part(config, Backend(kernels, **{op: getattr(module, op) for op in OPS}), dtype, dtype)
+
+
+def at(preset: str, context_length: int, batch_size: int, checkpointed: bool, device: torch.device) -> RunConfig:
+    config = steps.config_of(preset, context_length, batch_size, device)
+    train = dataclasses.replace(config.train, checkpoint_activations=checkpointed, compile="off")
+    return dataclasses.replace(config, train=train)
+
+
+def parts(preset: str, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A row a way and part, at the preset's own size."""
+    own = build(preset)
+    size = own.model.context_length, own.train.batch_size // own.train.grad_accumulation
+    return [
+        {"preset": preset, "context_length": size[0], "batch_size": size[1], "kernels": name}
+        | {"checkpoint_activations": again, "part": part, "bytes": count}
+        for name, again in ways()
+        for part, count in counted(at(preset, *size, again, device), name, dtype).items()
+    ]
+
+
+def longest(preset: str, budget: float, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """A row a way: the longest context, of one sequence, for which `budget` bytes are enough by the count; found to one
+    part in a hundred."""
+    for name, again in ways():
+
+        def fits(T: int, name: str = name, again: bool = again) -> bool:
+            return sum(counted(at(preset, T, 1, again, device), name, dtype).values()) <= budget
+
+        least, most = SHORTEST, SHORTEST
+        while most <= LONGEST and fits(most):
+            least, most = most, 2 * most
+        while most - least > max(1, least // 100):
+            middle = (least + most) // 2
+            least, most = (middle, most) if fits(middle) else (least, middle)
+        yield {"kernels": name, "checkpoint_activations": again, "context_length": least, "budget_bytes": int(budget)}
+
+
+def tried(preset: str, device: torch.device, dtype: torch.dtype, until: float) -> Iterator[dict[str, Any]]:
+    """A row a way and context on a GPU, of one sequence: status, peak_bytes, step_s; doubled to the first that does not
+    fit. The fused kernels first."""
+    for name, again in reversed(ways()):
+        T, status = 1024, "ok"
+        while T <= LONGEST and status == "ok" and time.time() < until:
+            config = at(preset, T, 1, again, device)
+            row: dict[str, Any] = {"kernels": name, "checkpoint_activations": again, "context_length": T}
+            row |= {"counted_bytes": sum(counted(config, name, dtype).values()), "peak_bytes": None, "step_s": None}
+            try:
+                torch.cuda.reset_peak_memory_stats(device)
+                step, _ = steps.prepare(steps.Entry(name, "off"), config, dtype, device, None)
+                step()
+                row["step_s"] = min(timing.in_turn({"step": step}, device, 0.0, rounds=1)["step"].rounds)
+                row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+            except torch.OutOfMemoryError:
+                status = "out of memory"
+            step = None
+            gc.collect()
+            torch.cuda.empty_cache()
+            yield row | {"status": status}
+            T *= 2
+
+
+def parts_table(found: Sequence[dict[str, Any]], title: str) -> Table:
+    shown = Table("MiB", box=None, pad_edge=False, title=title)
+    columns = {(row["kernels"], row["checkpoint_activations"]): {} for row in found}
+    for row in found:
+        columns[row["kernels"], row["checkpoint_activations"]][row["part"]] = row["bytes"]
+    for name, again in columns:
+        shown.add_column(name + ", checkpointed" * again, justify="right")
+    for part in dict.fromkeys(row["part"] for row in found):
+        shown.add_row(part, *(f"{c[part] / 2**20:,.0f}" if part in c else "" for c in columns.values()))
+    shown.add_row("all", *(f"{sum(c.values()) / 2**20:,.0f}" for c in columns.values()))
+    return shown
+
+
+def contexts_table(found: Sequence[dict[str, Any]], title: str) -> Table:
+    shown = Table("kernels", "activations", box=None, pad_edge=False, title=title)
+    shown.add_column("longest context", justify="right")
+    for row in found:
+        again = "checkpointed" if row["checkpoint_activations"] else "kept"
+        shown.add_row(row["kernels"], again, f"{row['context_length']:,}")
+    return shown
+
+
+def tried_table(found: Sequence[dict[str, Any]]) -> Table:
+    shown = Table("kernels", "activations", box=None, pad_edge=False, title="Contexts tried, one sequence")
+    for heading in ("context", "counted", "peak", "a step"):
+        shown.add_column(heading, justify="right")
+    for row in found:
+        again = "checkpointed" if row["checkpoint_activations"] else "kept"
+        peak = f"{row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else row["status"]
+        step = f"{row['step_s']:.3f} s" if row["step_s"] else ""
+        count = f"{row['counted_bytes'] / 2**30:.2f} GiB"
+        shown.add_row(row["kernels"], again, f"{row['context_length']:,}", count, peak, step)
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--preset", choices=list(PRESETS), default="capstone")
+    parser.add_argument("--gigabytes", type=float, default=GIGABYTES, help="of a GPU's memory, 2**30 bytes each")
+    parser.add_argument("--dtype", choices=list(hardware.DTYPES), default="bfloat16")
+    options = parser.parse_args(arguments)
+    console, dtype, cpu = Console(), hardware.DTYPES[options.dtype], torch.device("cpu")
+    title = f"{options.preset}, a training step, by the count"
+    try:
+        console.print(parts_table(parts(options.preset, cpu, dtype), title))
+        found = list(longest(options.preset, options.gigabytes * 2**30, cpu, dtype))
+        console.print(contexts_table(found, f"One sequence in {options.gigabytes:g} GiB, by the count"))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""Where a step's time and memory go: every name has its part, floors are the derived ones, and counts hold."""
+
+import pytest
+import torch
+
+import kernels
+from bench import breakdown, memory, steps
+from minilm.training.facts import estimate_memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("_forward_kernel", "attention forward"),
+        ("_query_gradient_kernel", "attention backward"),
+        ("_key_gradient_kernel", "attention backward"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "attention forward"),
+        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<64>", "attention backward"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26", "attention backward"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7", "attention forward"),
+        ("aten::_softmax_backward_data", "attention backward"),
+        ("_norm_forward", "norm forward"),
+        ("_norm_weight_grads", "norm backward"),
+        ("_sum_partials", "norm backward"),
+        ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::BFloat16>", "norm forward"),
+        ("void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernelTemplate<float>", "norm backward"),
+        ("triton_red_fused_native_layer_norm_backward_7", "norm backward"),
+        ("_loss_and_dlogits", "loss"),
+        ("_scale", "loss"),
+        ("aten::_log_softmax_backward_data", "loss"),
+        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT", "matrix products"),
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
+        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_128x128_32x4>", "matrix products"),
+        ("aten::mm", "matrix products"),
+        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
+        ("void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernelImpl>", "activation"),
+        ("_swiglu_backward", "activation"),
+        ("triton_poi_fused_gelu_backward_3", "activation"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies and casts"),
+        ("triton_poi_fused__to_copy_2", "copies and casts"),
+        ("triton_per_fused_add_1", "fused by the compiler"),
+        ("autograd::engine::evaluate_function: GeluBackward0", "autograd"),
+        ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add>", "other"),
+    ],
+)
+def test_every_name_has_its_part(name, part):
+    assert breakdown.part_of(name) == part
+
+
+def test_the_floors_of_the_capstone_are_those_that_were_derived():
+    """16,384 tokens on an H100 at 798 TFLOP/s and 3.0 TB/s, in ms, each line added up by hand from its reads and
+    writes: 8 layers of products 0.26 + 0.09 + 0.34 + 0.34 and 2.07 back, and so on, 5.5 in all."""
+    config = steps.config_of("capstone", 256, 64, CPU)
+    found = {part: 1e3 * s for part, s in breakdown.floors(config, torch.bfloat16, 798e12, 3.0e12).items()}
+    derived = {"attention forward": 0.18, "attention backward": 0.36, "norm forward": 0.36, "norm backward": 0.36}
+    derived |= {"matrix products": 3.10, "activation": 0.90, "optimizer": 0.23, "copies and casts": 0.05}
+    for part, milliseconds in derived.items():
+        assert found[part] == pytest.approx(milliseconds, abs=0.006 + 0.01 * milliseconds), part
+    assert sum(found.values()) == pytest.approx(5.5 + found["loss"], abs=0.1)  # they left out the head and its loss
+
+
+def test_the_parts_of_a_step_are_what_it_takes():
+    whole, parts = breakdown.measure("tiny", 32, 8, steps.Entry("torch", "off"), CPU, (1e11, 1e10))
+    by_name = {part.part: part for part in parts}
+    assert [part.seconds for part in parts] == sorted((part.seconds for part in parts), reverse=True)
+    for name in ("matrix products", "norm forward", "norm backward", "activation", "optimizer", "loss", "embedding"):
+        assert by_name[name].seconds > 0 and by_name[name].calls >= 1, name
+    assert by_name["matrix products"].names[0][0] in ("aten::mm", "aten::addmm")
+    assert whole > by_name["matrix products"].seconds
+    table = breakdown.table(whole, breakdown.rows(whole, parts, "tiny", (32, 8), steps.Entry("torch", "off")), "A step")
+    assert table.row_count == len(parts)
+
+
+def test_memory_by_part_adds_up_to_the_estimate_and_the_fused_kernels_keep_less():
+    found = memory.parts("tiny", CPU, torch.float32)
+    totals = {}
+    for row in found:
+        key = row["kernels"], row["checkpoint_activations"]
+        totals[key] = totals.get(key, 0) + row["bytes"]
+    assert set(totals) == set(memory.ways())
+    for name in ("reference", "torch"):
+        for again in (False, True):
+            config = memory.at("tiny", 32, 8, again, CPU)
+            assert totals[name, again] == estimate_memory(config, kernels.select(name), torch.float32, torch.float32)
+    assert totals["triton", False] < totals["reference", False] and totals["torch", True] < totals["torch", False]
+
+
+def test_the_longest_context_fits_and_a_longer_one_does_not():
+    budget = 64 * 2**20
+    found = {
+        (row["kernels"], row["checkpoint_activations"]): row["context_length"]
+        for row in memory.longest("tiny", budget, CPU, torch.float32)
+    }
+    for (name, again), T in found.items():
+        need = [
+            sum(memory.counted(memory.at("tiny", length, 1, again, CPU), name, torch.float32).values())
+            for length in (T, T + max(2, T // 50))
+        ]
+        assert need[0] <= budget < need[1]
+    assert found["torch", False] > 4 * found["reference", False]
+    assert found["torch", True] > found["torch", False]
