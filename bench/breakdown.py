@@ -32,7 +32,8 @@ from minilm.errors import UserError
 PARTS = {
     "autograd": r"^autograd::engine|Backward\d+$",
     "loss": r"_loss_and_dlogits|^_scale$|cross_entropy|nll|log_softmax",
-    "attention backward": r"_(query|key)_gradient_kernel|(attention|softmax).*backward|(fmha|flash).*(bwd|bprop|backward)",
+    "attention backward": r"_(query|key)_gradient_kernel|(attention|softmax).*backward"
+    r"|(fmha|flash).*(bwd|bprop|backward)",
     "attention forward": r"^_forward_kernel|attention|fmha|flash|softmax",
     "norm backward": r"_norm_backward|_norm_weight_grads|_sum_partials|layer_?norm.*(backward|grad)|GammaBeta",
     "norm forward": r"_norm_forward|layer_?norm|rms_?norm",
