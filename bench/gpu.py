@@ -67,11 +67,15 @@ def run_tests(out: Path, device: str, until: float) -> dict[str, Any]:
 
 
 def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | None) -> None:
-    """A stage's worker; started again after a crash, which the rows then name."""
+    """A stage's worker; started again after a crash, which the rows then name. What earlier runs compiled is not there:
+    a first step takes what it takes on a new machine."""
+    compiled = out.resolve() / "compiled"
+    shutil.rmtree(compiled, ignore_errors=True)
+    environment = {"MINILM_DATA": str(out.resolve() / "data"), "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
     for _ in range(RESTARTS):
         command = [sys.executable, "-m", "bench.worker", stage, "--rows", str(out / "rows.jsonl")]
         command += ["--device", device, "--until", str(until), *(["--nanogpt", str(nanogpt)] if nanogpt else [])]
-        code, _ = _run(command, out / f"{stage}.log", until + 60, {"MINILM_DATA": str(out.resolve() / "data")})
+        code, _ = _run(command, out / f"{stage}.log", until + 60, environment)
         if code == 0 or time.time() > until:
             return
         console.print(f"{stage}: the worker ended with {code}, see {stage}.log; it goes on with what is next")

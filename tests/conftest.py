@@ -1,6 +1,7 @@
 """Shared by all tests: no downloads, no display, and a cache of its own for prepared data."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,23 @@ def capstone_folder(tmp_path_factory, text_file):
     from tests.capstone.miniature import make_with_kills
 
     return make_with_kills(tmp_path_factory.mktemp("capstone") / "made", text_file)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, text_file):
+    """A finished run of 12 steps. Not to be changed."""
+    from tests.faults import victim
+
+    out = tmp_path_factory.mktemp("trained") / "run"
+    victim.run(victim.config_for(text_file), out)
+    return out
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The run of `trained`, to do with as one likes."""
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
 
 
 @pytest.hookimpl(tryfirst=True)

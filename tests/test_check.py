@@ -13,17 +13,9 @@ from minilm.training import checkpoint, journal
 from tests.faults import victim
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, text_file):
-    out = tmp_path_factory.mktemp("check") / "run"
-    victim.run(victim.config_for(text_file), out)
-    return out
-
-
 @pytest.fixture
-def run(trained, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    return tmp_path / "run"
+def run(copied):
+    return copied
 
 
 def wrong(path):

@@ -91,6 +91,8 @@ COMMANDS = {
     # what it costs
     "minilm race": Covered("tests/studies/test_race.py::TestCommand::test_it_runs_reports_and_is_not_run_twice"),
     "minilm tune": Cannot("it needs a GPU; tests/kernels/test_tune.py runs it with a stand-in for the clock"),
+    "python -m bench.memory": Covered("tests/bench/test_step_parts.py::test_the_two_commands_print_their_tables"),
+    "python -m bench.breakdown": Covered("tests/bench/test_step_parts.py::test_the_two_commands_print_their_tables"),
     "python -m bench.gpu --out results": Cannot("it measures for ten minutes and more, on a GPU"),
     "python -m bench.report results/*.json": Covered(
         "tests/bench/test_bench_report.py::test_a_race_is_told_with_the_device_that_it_was_run_on"

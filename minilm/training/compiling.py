@@ -44,6 +44,8 @@ def decide(
         return earlier, "as the run was begun"
     if hardware.compiler_missing(device):
         return OFF, "there is no C++ compiler"
+    if config.exact_reduction or config.shard:  # the same bits whatever the threads; and FSDP's hooks are not for it
+        return OFF, f"not with {'exact reduction' if config.exact_reduction else 'shards'}"
     if device.type == "cuda":
         long = config.steps >= GPU_STEPS
         return (ON if long else OFF), f"{config.steps:,} steps {'repay' if long else 'do not repay'} compiling"

@@ -76,6 +76,8 @@ def prepare(
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
     facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
-    how, because = compiling.decide(config.train, facts["flops_per_token"], facts["tokens_per_step"], device, compiled)
+    how, because = team.tell(
+        lambda: compiling.decide(config.train, facts["flops_per_token"], facts["tokens_per_step"], device, compiled)
+    )
     facts |= {"compile": how, "compile_reason": because}
     return Parts(config, data, sampler, model, optimizers, facts, start.origin if start is not None else None)

@@ -87,6 +87,17 @@ def test_memory_by_part_adds_up_to_the_estimate_and_the_fused_kernels_keep_less(
     assert totals["triton", False] < totals["reference", False] and totals["torch", True] < totals["torch", False]
 
 
+def test_the_two_commands_print_their_tables(capsys):
+    assert memory.main(["--preset", "tiny", "--gigabytes", "0.1", "--dtype", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "MLP" in said and "One sequence in 0.1 GiB" in said and said.count("checkpointed") >= 3
+    assert breakdown.main(["--preset", "tiny", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    assert "tiny, 32 x 8, torch eager, on cpu" in said and "matrix products" in said and "a step by the clock" in said
+    assert breakdown.main(["--preset", "tiny", "--device", "cuda:99"]) == 2
+    assert "cuda:99" in capsys.readouterr().err
+
+
 def test_the_longest_context_fits_and_a_longer_one_does_not():
     budget = 64 * 2**20
     found = {

@@ -6,18 +6,15 @@ import mmap
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_checks import DTYPES, SEED, draw, heads_of, hold_the_rule, packed, with_gradients
 from error_rule import assert_close_by_rule
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
 from kernels import dropout, reference
 from kernels.fused import attention, tuning
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SEED = -(2**62) + 12345  # both halves of its 64 bits matter
 
 
 @pytest.fixture(autouse=True)
@@ -30,32 +27,6 @@ def tiles(monkeypatch):
 
     use(32, 16)
     return use
-
-
-def draw(shapes, device, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
-
-
-def with_gradients(op, inputs, dtype, upstream, **options):
-    """The output of op and the gradients of its inputs, all computed in dtype."""
-    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
-    out = op(*inputs, **options)
-    return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(dtype))]
-
-
-def hold_the_rule(inputs, dtype, upstream, **options):
-    """Inputs and upstream are rounded to dtype first: all three computations start from the same numbers."""
-    inputs, upstream = [x.to(dtype) for x in inputs], upstream.to(dtype)
-    fused = with_gradients(attention.causal_attention, inputs, dtype, upstream, **options)
-    plain = with_gradients(reference.causal_attention, inputs, dtype, upstream, **options)
-    ref64 = with_gradients(reference.causal_attention, inputs, torch.float64, upstream, **options)
-    for name, *values in zip(("out", "dq", "dk", "dv"), fused, plain, ref64, strict=True):
-        assert_close_by_rule(*values, name)
-
-
-def heads_of(B, H, Hkv, Tq, Tk, D, device, seed=0):
-    return draw([(B, H, Tq, D), (B, Hkv, Tk, D), (B, Hkv, Tk, D), (B, H, Tq, D)], device, seed)
 
 
 # --- values and gradients --------------------------------------------------------------------------------------------
@@ -250,10 +221,6 @@ def test_batch_times_heads_may_pass_65535(device, monkeypatch):
 # --- strides ---------------------------------------------------------------------------------------------------------
 
 
-def packed(n_heads, n_kv_heads, module=attention):
-    return lambda qkv, **options: module.causal_attention_packed(qkv, n_heads, n_kv_heads, **options)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "Hkv", "D"), [(2, 2, 16), (3, 1, 40)])
 def test_packed_is_as_close_as_the_dtype_allows(H, Hkv, D, dtype, device):
@@ -375,132 +342,6 @@ def test_the_seed_is_read_when_the_kernel_runs(device):
     second = attention.causal_attention(q, k, v, dropout_p=0.5, dropout_seed=seed)
     assert torch.equal(second, attention.causal_attention(q, k, v, dropout_p=0.5, dropout_seed=8))
     assert not torch.equal(first, second)
-
-
-# --- determinism, autograd, autocast, the compiler ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_two_runs_give_the_same_bits(dtype, device):
-    *inputs, upstream = heads_of(1, 4, 2, 20, 20, 16, device)
-    first, second = (
-        with_gradients(attention.causal_attention, inputs, dtype, upstream, dropout_p=0.1, dropout_seed=3)
-        for _ in range(2)
-    )
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-def test_a_second_backward_raises_unless_the_graph_was_kept(device):
-    inputs = [x.float().requires_grad_() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]]
-    out = attention.causal_attention(*inputs).sum()
-    first = torch.autograd.grad(out, inputs, retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(out, inputs), strict=True))
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(out, inputs)
-
-
-def test_a_gradient_of_the_gradient_raises(device):
-    inputs = [x.float().requires_grad_() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]]
-    dq, *_ = torch.autograd.grad(attention.causal_attention(*inputs).sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        dq.sum().backward()
-
-
-@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["q", "k", "v", "seed"])
-def test_an_input_changed_in_place_before_the_backward_is_noticed(which, device):
-    tensors = [x.float() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]] + [torch.tensor(5, device=device)]
-    leaf = tensors[0].clone().requires_grad_()
-    q = leaf * 1
-    out = attention.causal_attention(q, *tensors[1:3], dropout_p=0.1, dropout_seed=tensors[3])
-    with torch.no_grad():
-        [q, *tensors[1:]][which].add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.sum().backward()
-
-
-def test_only_the_gradients_that_are_wanted_are_returned(device):
-    q, k, v = (x.float() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3])
-    v.requires_grad_()
-    attention.causal_attention(q, k, v).sum().backward()
-    assert v.grad is not None and q.grad is None and k.grad is None
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast_gives_what_scaled_dot_product_attention_gives(dtype, device):
-    q, k, v = (x.float().requires_grad_() for x in heads_of(1, 2, 2, 20, 20, 16, device)[:3])
-    mixed = (q, k.to(dtype), v)
-    with torch.autocast(device, dtype=dtype):
-        out = attention.causal_attention(*mixed)
-        expected = F.scaled_dot_product_attention(*mixed, is_causal=True)
-        packed_out = attention.causal_attention_packed(torch.cat((q, k, v), 1).transpose(1, 2).flatten(2), 2)
-    assert out.dtype == expected.dtype == packed_out.dtype == dtype
-    assert torch.equal(out, attention.causal_attention(*(x.to(dtype) for x in mixed)))
-    assert [g.dtype for g in torch.autograd.grad(out.float().sum(), (q, k, v))] == [torch.float32] * 3
-
-
-def operator_arguments(name, device):
-    q, k, v, do = (x.float() for x in heads_of(1, 2, 1, 5, 9, 16, device))
-    qkv, dout = (x.float() for x in draw([(1, 9, 4 * 16), (1, 9, 2 * 16)], device))
-    seed = torch.tensor(3, device=device)
-    if name == "causal_attention":
-        return [x.requires_grad_() for x in (q, k, v)] + [0.25, 0.1, seed]
-    if name == "causal_attention_packed":
-        return [qkv.requires_grad_(), 2, 1, 0.25, 0.0, None]
-    if name == "causal_attention_backward":
-        return [do, q, k, v, *torch.ops.minilm.causal_attention(q, k, v, 0.25, 0.1, seed), 0.25, 0.1, seed]
-    out, lse = torch.ops.minilm.causal_attention_packed(qkv, 2, 1, 0.25, 0.0, None)
-    return [dout, qkv, out, lse, 2, 1, 0.25, 0.0, None]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["causal_attention", "causal_attention_packed", "causal_attention_backward", "causal_attention_packed_backward"],
-)
-def test_the_operators_pass_opcheck(name, device):
-    torch.library.opcheck(getattr(torch.ops.minilm, name).default, operator_arguments(name, device))
-
-
-def test_the_compiler_traces_through_on_cuda_tensors_that_are_not_there():
-    """Forward and backward operator; the autograd of a PyTorch without CUDA cannot itself hold such tensors."""
-
-    def forward_and_backward(qkv, do):
-        out, lse = torch.ops.minilm.causal_attention_packed(qkv, 2, 1, 0.25, 0.0, None)
-        called = attention.causal_attention_packed(qkv, 2, 1, dropout_p=0.1, dropout_seed=3)
-        return called, torch.ops.minilm.causal_attention_packed_backward(do, qkv, out, lse, 2, 1, 0.25, 0.0, None)
-
-    with FakeTensorMode():
-        qkv, do = (torch.empty(2, 24, n * 16, device="cuda", dtype=torch.bfloat16) for n in (4, 2))
-        out, dqkv = torch.compile(forward_and_backward, fullgraph=True, backend="aot_eager")(qkv, do)
-    assert (out.shape, out.dtype, out.device.type) == ((2, 24, 32), torch.bfloat16, "cuda")
-    assert (dqkv.shape, dqkv.stride(), dqkv.device.type) == (qkv.shape, qkv.stride(), "cuda")
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_training_gives_the_same_bits(dynamic, device):
-    (qkv,) = (x.float().requires_grad_() for x in draw([(1, 20, 4 * 16)], device))
-    torch._dynamo.reset()
-    compiled = torch.compile(packed(2, 1), fullgraph=True, dynamic=dynamic, backend="aot_eager")
-
-    def run(call):
-        out = call(qkv, dropout_p=0.2, dropout_seed=3)
-        return out, *torch.autograd.grad(out.square().sum(), qkv)
-
-    assert all(torch.equal(a, b) for a, b in zip(run(compiled), run(packed(2, 1)), strict=True))
-
-
-def test_varying_lengths_compile_once(device):
-    graphs = []
-
-    def count(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(packed(2, 1), fullgraph=True, dynamic=True, backend=count)
-    for T in (7, 12, 20):
-        (qkv,) = (x.float().requires_grad_() for x in draw([(1, T, 4 * 16)], device))
-        assert torch.equal(compiled(qkv), packed(2, 1)(qkv))
-    assert len(graphs) == 1
 
 
 # --- the edges -------------------------------------------------------------------------------------------------------

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.report.ablation_lab import Lab, whole
+from tests.report.pages_read import Page
+
 FLOOR_BITS_PER_BYTE = 1.1686  # 0.81 nats a character of one byte
 PARAMETERS = {"total": 838_144, "non_embedding": 802_816, "matrices_and_head": 809_472, "embedding": 35_328}
 FABLE = (
@@ -165,3 +168,15 @@ def lines():
 @pytest.fixture(scope="session")
 def build():
     return build_run
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """The whole study, reported once: (lab, result, page, folder of the report). Not to be changed."""
+    lab = whole(Lab(tmp_path_factory.mktemp("study")))
+    return lab, lab.result(), Page.at(lab.write()), lab.folder / "out"

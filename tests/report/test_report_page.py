@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
 
@@ -11,40 +10,9 @@ from minilm.errors import UserError
 from minilm.report.page import write_report
 from minilm.report.runs import read_run
 from minilm.report.views import _settings
+from tests.report.pages_read import Page
 
-VOID = {"meta", "link", "br"}
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\n| a `b` ````c```` \x00\x1b[31m'
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, ids and text; fails on a tag that is not closed in order."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.ids, self.words, self.open = [], [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for key, value in attrs if key == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.open = self.open[:-1] if tag not in VOID else self.open
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", " ".join(self.words))
 
 
 def edit(path, change):
@@ -54,7 +22,7 @@ def edit(path, change):
 
 
 def page_of(folder, **options):
-    return Page(write_report([folder], **options).read_text(encoding="utf-8"))
+    return Page.at(write_report([folder], **options))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +54,7 @@ def test_the_page_asks_for_nothing_outside_itself(quick):
 
 
 def test_no_id_is_given_twice_on_a_page_of_several_runs(make_run, tmp_path):
-    page = Page(write_report([make_run("a", steps=30), make_run("b", steps=30)]).read_text(encoding="utf-8"))
+    page = Page.at(write_report([make_run("a", steps=30), make_run("b", steps=30)]))
     assert len(page.ids) == len(set(page.ids)) > 100
 
 
@@ -300,7 +268,7 @@ def test_a_loss_below_the_floor_is_called_into_question(make_run):
 def test_runs_are_compared_where_they_share_a_folder(make_run, tmp_path):
     folders = [make_run("a", level=0.4), make_run("b", level=0.2), make_run("c", steps_done=40, evaluate=False)]
     path = write_report(folders)
-    page = Page(path.read_text(encoding="utf-8"))
+    page = Page.at(path)
     assert path == tmp_path / "report" / "report.html"
     assert {p.name for p in path.parent.glob("*.png")} == {f"training_report_{name}.png" for name in "abc"}
     assert "3 runs compared" in page.text and "Against tokens" in page.text and "Against time" in page.text
@@ -311,7 +279,7 @@ def test_runs_are_compared_where_they_share_a_folder(make_run, tmp_path):
 
 def test_runs_with_other_tokenizers_are_compared_in_bits_a_byte(make_run):
     folders = [make_run("a"), make_run("b", tokenizer="bpe", bytes_per_token=2.7)]
-    page = Page(write_report(folders).read_text(encoding="utf-8"))
+    page = Page.at(write_report(folders))
     assert "bits per byte" in page.text and "The runs differ in text or tokenizer" in page.text
 
 
@@ -320,7 +288,7 @@ def test_runs_are_not_said_to_have_read_the_same_text_unless_they_did(make_run, 
     folders = [make_run("a", steps=20), make_run("b", steps=20)]
     for folder, sha in zip(folders, hashes, strict=True):
         edit(folder / "config.json", lambda c, sha=sha: c["facts"].update(data_sha256=sha))
-    text = Page(write_report(folders).read_text(encoding="utf-8")).text
+    text = Page.at(write_report(folders)).text
     assert "All runs read the same text" not in text and "bits per byte" in text
 
 

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from dataclasses import asdict
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from minilm.report.scaling_figures import curve_plate, isoflop_plate, law_plate
 from minilm.studies.budget import ChinchillaLaw, fit_chinchilla, fit_isoflop
 from minilm.studies.notebook import scaling_analysis
 from minilm.studies.scaling import Point, fit_scaling, profile
+from tests.report.pages_read import Page
 
 RECORD = {
     "tokens": 3.7e6, "epochs": 0.4, "lr": 1e-3, "lr_tried": (5e-4, 1e-3, 2e-3), "best_step": 300, "last_step": 300,
@@ -84,39 +84,8 @@ def analysed(points, count="non_embedding", floor=0.81, isoflop=False, source="f
     return json.loads(json.dumps(result))
 
 
-class Page(HTMLParser):
-    """The words of a page, its tags, and its ids."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.ids, self.words, self.open = [], [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.ids += [value for key, value in attrs if key == "id"]
-        if tag not in ("meta", "link", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r"\s+", " ", " ".join(self.words))
-
-
 def told(result, folder):
-    return Page(write_scaling(result, folder).read_text(encoding="utf-8")).text
+    return Page.at(write_scaling(result, folder)).text
 
 
 def printed(result):

@@ -52,6 +52,11 @@ def test_no_preset_for_a_cpu_compiles_on_two_threads(compiler, monkeypatch):
         assert decide(config.train, flops, tokens, CPU)[0] == "off"
 
 
+@pytest.mark.parametrize("changes", [{"exact_reduction": True}, {"shard": True}])
+def test_where_bits_must_not_depend_on_threads_or_weights_are_cut_it_is_off(compiler, changes):
+    assert decide(TrainConfig(**changes), HOUR, 1, CPU)[0] == "off"
+
+
 def test_what_is_asked_for_is_done_and_what_was_begun_is_kept(compiler):
     for how in ("off", "on", "graphs"):
         assert decide(TrainConfig(compile=how), HOUR, 1, CUDA, "off") == (how, "asked for")

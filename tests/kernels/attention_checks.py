@@ -1,0 +1,43 @@
+"""Inputs for attention, and what it is held against."""
+
+import pytest
+import torch
+from error_rule import assert_close_by_rule
+
+pytest.importorskip("triton")
+
+from kernels import reference
+from kernels.fused import attention
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SEED = -(2**62) + 12345  # both halves of its 64 bits matter
+
+
+def draw(shapes, device, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes]
+
+
+def with_gradients(op, inputs, dtype, upstream, **options):
+    """The output of op and the gradients of its inputs, all computed in dtype."""
+    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    out = op(*inputs, **options)
+    return [out.detach(), *torch.autograd.grad(out, inputs, upstream.to(dtype))]
+
+
+def hold_the_rule(inputs, dtype, upstream, **options):
+    """Inputs and upstream are rounded to dtype first: all three computations start from the same numbers."""
+    inputs, upstream = [x.to(dtype) for x in inputs], upstream.to(dtype)
+    fused = with_gradients(attention.causal_attention, inputs, dtype, upstream, **options)
+    plain = with_gradients(reference.causal_attention, inputs, dtype, upstream, **options)
+    ref64 = with_gradients(reference.causal_attention, inputs, torch.float64, upstream, **options)
+    for name, *values in zip(("out", "dq", "dk", "dv"), fused, plain, ref64, strict=True):
+        assert_close_by_rule(*values, name)
+
+
+def heads_of(B, H, Hkv, Tq, Tk, D, device, seed=0):
+    return draw([(B, H, Tq, D), (B, Hkv, Tk, D), (B, Hkv, Tk, D), (B, H, Tq, D)], device, seed)
+
+
+def packed(n_heads, n_kv_heads, module=attention):
+    return lambda qkv, **options: module.causal_attention_packed(qkv, n_heads, n_kv_heads, **options)
