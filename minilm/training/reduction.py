@@ -30,14 +30,19 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
+Compile = Callable[[nn.Module], Callable]  # makes of the module that computes the loss what is called in its place
 LANES = 8  # at most: the largest number of processes that exact reduction can have
+
+
+def as_it_is(module: nn.Module) -> Callable:
+    return module
 
 
 class Plain:
     """One process. The loss and the gradients are those of the whole batch, in as many parts as train.grad_accumulation
     says; with several processes a part is no larger."""
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable]):
+    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Compile = as_it_is):
         self.model, self.config, self.team = model, config, team
         self.parts = micro_batches(config.batch_size // team.size, config)
         self.forward: Callable[[Tensor, Tensor], Tensor] = compiled(self.module())
@@ -121,7 +126,7 @@ class Lanes(Plain):
     Float addition is commutative and not associative: the tree must be fixed, the side of an operand need not be.
     """
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable]):
+    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Compile = as_it_is):
         super().__init__(model, config, team, compiled)
         self.lanes = lanes(config.batch_size)
         if self.lanes % team.size:
@@ -171,7 +176,7 @@ class Sharded(Plain):
     """torch's fully_shard (Zhao et al. 2023): weights are gathered block by block as they are needed, gradients summed
     and scattered at every micro-batch, so that no process ever holds them whole. Checkpoints hold whole tensors."""
 
-    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable]):
+    def __init__(self, model: GPT, config: TrainConfig, team: Team, compiled: Compile = as_it_is):
         super().__init__(model, config, team, compiled)
         self.placed: Any = next(model.parameters())  # all are cut alike, along their first dimension
 
@@ -232,10 +237,7 @@ def shard(model: GPT, team: Team, device: torch.device) -> None:
     fully_shard(model, mesh=mesh)
 
 
-def reduction_for(
-    model: GPT, config: TrainConfig, team: Team, compiled: Callable[[nn.Module], Callable] = lambda module: module
-) -> Plain:
-    """compiled: makes of the module that computes the loss what is called in its place."""
+def reduction_for(model: GPT, config: TrainConfig, team: Team, compiled: Compile = as_it_is) -> Plain:
     team.sync()
     kind = Sharded if config.shard else Lanes if config.exact_reduction else DataParallel if team.size > 1 else Plain
     return kind(model, config, team, compiled)

@@ -28,18 +28,18 @@ class Broken(loop.Loop):
         step = self.state.step
         weight = self.model.blocks[0].mlp.up.weight
         before = weight.detach().clone()
-        forward = self.reduction.train_forward
+        forward = self.reduction.forward
         hook = None
         if self.fault == "nan" and RANK == 1 and step == STEP:
             hook = weight.register_hook(lambda grad: grad * math.nan)
         if self.fault == "nan" and RANK == 1 and step == STEP + 2:  # the loss alone: its gradient is sound
-            self.reduction.train_forward = lambda x, y: forward(x, y) + math.nan
+            self.reduction.forward = lambda x, y: forward(x, y) + math.nan
         if self.fault == "term" and RANK == 1 and step == STEP:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.fault == "slow":
             time.sleep(0.2)
         super().update(batch)
-        self.reduction.train_forward = forward
+        self.reduction.forward = forward
         if hook is not None:
             hook.remove()
         if self.fault == "nan":
