@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from bench import steps, timing
+from bench import inside, steps, tables, timing
 from minilm import hardware
 from minilm.config import PRESETS, RunConfig
 from minilm.errors import UserError
@@ -137,25 +136,6 @@ def measure(
     return whole, sorted(parts, key=lambda part: -part.seconds)
 
 
-def table(whole: float, parts: Sequence[dict[str, Any]], title: str) -> Table:
-    """parts: rows(), or what a results file has of them."""
-    shown = Table("part", box=None, pad_edge=False, title=title, caption=f"a step by the clock: {whole * 1e3:.2f} ms")
-    for heading in ("ms", "floor", "above", "calls"):
-        shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("longest")
-    for part in parts:
-        seconds, floor = part["seconds"], part["floor_s"]
-        shown.add_row(
-            part["part"],
-            f"{seconds * 1e3:.3f}",
-            "" if floor is None else f"{floor * 1e3:.3f}",
-            f"{seconds / floor:.1f}x" if floor and seconds else "",
-            f"{part['calls']:.0f}",
-            ", ".join(f"{name[:40]} {part_seconds * 1e3:.2f}" for name, part_seconds in part["names"]),
-        )
-    return shown
-
-
 def rows(
     whole: float, parts: Sequence[Part], preset: str, size: tuple[int, int], entry: steps.Entry
 ) -> list[dict[str, Any]]:
@@ -182,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    found = rows(whole, parts, preset, size, entry)
-    Console(soft_wrap=True).print(table(whole, found, f"{preset}, {size[0]} x {size[1]}, {entry}, on {device}"))
+    for title, head, cells in inside.time_tables(rows(whole, parts, preset, size, entry)):
+        Console(soft_wrap=True).print(tables.plain_table(f"{title}, on {device}", head, cells))
     return 0
 
 

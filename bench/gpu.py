@@ -196,7 +196,7 @@ def _one_row_a_line(record: dict[str, Any]) -> str:
 
 def show(path: Path) -> None:
     """The short table, last."""
-    from bench import breakdown, contest, memory, steps, tables
+    from bench import contest, inside, steps, tables
 
     record = json.loads(path.read_text())
     device = record["machine"]["device"]
@@ -211,17 +211,12 @@ def show(path: Path) -> None:
         console.print(tables.ops_table(found, f"Operations on {device}"))
     if found := [steps.StepRow(**{k: v for k, v in row.items() if k != "preset"}) for row in record["train"]]:
         console.print(tables.steps_table(found, f"Training steps on {device}"))
-    by_entry: dict[str, list[dict[str, Any]]] = {}
-    for row in record["breakdown"]:
-        by_entry.setdefault(row["label"], []).append(row)
-    for label, rows in by_entry.items():
-        size = f"{rows[0]['preset']}, {rows[0]['context_length']} x {rows[0]['batch_size']}"
-        console.print(breakdown.table(rows[0]["step_s"], rows, f"{size}, {label}"))
-    if record["memory"]:
-        console.print(memory.parts_table(record["memory"], "Memory of a step of the capstone, by the count"))
-        console.print(memory.contexts_table(record["contexts"], "Longest context of one sequence"))
-    if record["contexts tried"]:
-        console.print(memory.tried_table(record["contexts tried"]))
+    found = list(inside.time_tables(record["breakdown"]))
+    found += [inside.memory_table(record["memory"])] if record["memory"] else []
+    found += [inside.contexts_table(record["memory"], record["contexts"])] if record["contexts"] else []
+    found += [inside.tried_table(record["contexts tried"])] if record["contexts tried"] else []
+    for table in found:
+        console.print(tables.plain_table(*table))
     console.print(f"Results: {path}")
 
 

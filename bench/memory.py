@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from bench import steps, timing
+from bench import inside, steps, tables, timing
 from kernels.backend import BACKENDS, MODULES, OPS, Backend
 from minilm import hardware
 from minilm.config import PRESETS, RunConfig, build
@@ -103,41 +102,6 @@ def tried(preset: str, device: torch.device, dtype: torch.dtype, until: float) -
             T *= 2
 
 
-def parts_table(found: Sequence[dict[str, Any]], title: str) -> Table:
-    shown = Table("MiB", box=None, pad_edge=False, title=title)
-    columns = {(row["kernels"], row["checkpoint_activations"]): {} for row in found}
-    for row in found:
-        columns[row["kernels"], row["checkpoint_activations"]][row["part"]] = row["bytes"]
-    for name, again in columns:
-        shown.add_column(name + ", checkpointed" * again, justify="right")
-    for part in dict.fromkeys(row["part"] for row in found):
-        shown.add_row(part, *(f"{c[part] / 2**20:,.0f}" if part in c else "" for c in columns.values()))
-    shown.add_row("all", *(f"{sum(c.values()) / 2**20:,.0f}" for c in columns.values()))
-    return shown
-
-
-def contexts_table(found: Sequence[dict[str, Any]], title: str) -> Table:
-    shown = Table("kernels", "activations", box=None, pad_edge=False, title=title)
-    shown.add_column("longest context", justify="right")
-    for row in found:
-        again = "checkpointed" if row["checkpoint_activations"] else "kept"
-        shown.add_row(row["kernels"], again, f"{row['context_length']:,}")
-    return shown
-
-
-def tried_table(found: Sequence[dict[str, Any]]) -> Table:
-    shown = Table("kernels", "activations", box=None, pad_edge=False, title="Contexts tried, one sequence")
-    for heading in ("context", "counted", "peak", "a step"):
-        shown.add_column(heading, justify="right")
-    for row in found:
-        again = "checkpointed" if row["checkpoint_activations"] else "kept"
-        peak = f"{row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else row["status"]
-        step = f"{row['step_s']:.3f} s" if row["step_s"] else ""
-        count = f"{row['counted_bytes'] / 2**30:.2f} GiB"
-        shown.add_row(row["kernels"], again, f"{row['context_length']:,}", count, peak, step)
-    return shown
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--preset", choices=list(PRESETS), default="capstone")
@@ -145,11 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=list(hardware.DTYPES), default="bfloat16")
     options = parser.parse_args(arguments)
     console, dtype, cpu = Console(), hardware.DTYPES[options.dtype], torch.device("cpu")
-    title = f"{options.preset}, a training step, by the count"
     try:
-        console.print(parts_table(parts(options.preset, cpu, dtype), title))
+        by_part = parts(options.preset, cpu, dtype)
         found = list(longest(options.preset, options.gigabytes * 2**30, cpu, dtype))
-        console.print(contexts_table(found, f"One sequence in {options.gigabytes:g} GiB, by the count"))
+        for table in (inside.memory_table(by_part), inside.contexts_table(by_part, found)):
+            console.print(tables.plain_table(*table))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -46,13 +46,18 @@ Row = dict[str, Any]
 @dataclass
 class Machine:
     """What the files say about one device. rows: one for each (case, pass, provider), in the order in which they were
-    first measured; train: one for each (label, context length, batch size); sources: (file, its "machine")."""
+    first measured; train: one for each (label, context length, batch size); breakdown,
+    memory, contexts, tried: of the last file that has them; sources: (file, its "machine")."""
 
     device: str
     rows: dict[tuple, Row] = field(default_factory=dict)
     train: dict[tuple, Row] = field(default_factory=dict)
     side_by_side: Row | None = None
     races: list[Race] = field(default_factory=list)
+    breakdown: list[Row] = field(default_factory=list)  # parts of a step's time
+    memory: list[Row] = field(default_factory=list)  # parts of a step's memory
+    contexts: list[Row] = field(default_factory=list)  # the longest that fit by the count
+    tried: list[Row] = field(default_factory=list)
     sources: list[tuple[str, Row]] = field(default_factory=list)
 
     @property
@@ -122,13 +127,18 @@ def read(paths: Iterable[Path], say: Callable[[str], None] = print) -> list[Mach
         for row in map(_cleaned, data.get("train") or ()):
             machine.train[row.get("preset"), row["label"], row["context_length"], row["batch_size"]] = row
         machine.side_by_side = data.get("side_by_side") or machine.side_by_side
+        machine.breakdown = data.get("breakdown") or machine.breakdown
+        machine.memory = data.get("memory") or machine.memory
+        machine.contexts = data.get("contexts") or machine.contexts
+        machine.tried = data.get("contexts tried") or machine.tried
     if not machines:
         raise UserError("None of the files holds benchmark results; give files that python -m bench.gpu has written.")
     return list(machines.values())
 
 
 MEASURED = (
-    "median p20 p80 host floor fraction flops_per_s bytes_per_s peak_bytes tokens_per_s mfu first_step_s step_s"
+    "median p20 p80 low high host floor fraction flops_per_s bytes_per_s peak_bytes tokens_per_s mfu step_s"
+    " first_step_s"
 ).split()
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench import inside
 from bench.charts import figures
 from bench.contest import ABSENT, MEMORY, OK
 from bench.records import (
@@ -36,6 +37,7 @@ from minilm.report.race import remarks, table, verdict
 from minilm.studies.race import Race
 from minilm.training.checkpoint import write_atomically
 
+COUNTED = "by the count: what autograd keeps, without scratch memory; *computed again*: `--checkpoint-activations`"
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 
 
@@ -79,7 +81,7 @@ def _main_row(machine: Machine, which: str, by_provider: dict[str, Row]) -> list
     if mine and mine["median"]:
         share = f"{mine['fraction']:.0%}"
         if best:
-            ratio = f"{math.floor(best['median'] / mine['median'] * 100 + 1e-9) / 100:.2f}"
+            ratio = _floored(best["median"] / mine["median"])
     cells = [case, which, _time(mine), _time(by_provider.get("torch")), _time(best)]
     if best:
         title = title_of(best) if best["provider"] != "torch" else f"PyTorch {machine.version('torch')}".strip()
@@ -110,6 +112,32 @@ def training_rows(machine: Machine) -> tuple[list[str], list[list[str]]]:
     return head, table
 
 
+def against_nanogpt(machine: Machine) -> list[str]:
+    """A sentence a size at which nanoGPT was measured: our steps per second over its, mode by mode."""
+    said = []
+    for size in dict.fromkeys(_train_size(row) for row in machine.train.values()):
+        rows = {row["label"]: row for row in machine.train.values() if _train_size(row) == size and row["step_s"]}
+        ratios = []
+        for label, theirs in rows.items():
+            name, _, mode = label.partition(" ")
+            if name == "nanogpt" and (mine := rows.get(f"{machine.ours} {mode}")):
+                ratio = f"{_floored(theirs['step_s'] / mine['step_s'])} times {mode}"
+                if mine.get("low") and theirs.get("low"):
+                    low, high = theirs["low"] / mine["high"], theirs["high"] / mine["low"]
+                    ratio += f" ({low:.2f} to {high:.2f})"
+                ratios.append(ratio)
+        if ratios:
+            said.append(
+                f"Against nanoGPT at T={size[0]} B={size[1]}, the steps per second of `--kernels {machine.ours}`: "
+                f"{', '.join(ratios)}; steps taken in turns, in one run."
+            )
+    return said
+
+
+def _floored(ratio: float) -> str:
+    return f"{math.floor(ratio * 100 + 1e-9) / 100:.2f}"
+
+
 def _train_size(row: Row) -> tuple[int, int]:
     return row["context_length"], row["batch_size"]
 
@@ -118,7 +146,12 @@ def _training_cell(row: Row | None) -> str:
     if row is None or row["tokens_per_s"] is None:
         return row["status"] if row else "–"
     peak = f", {row['peak_bytes'] / 2**30:.1f} GiB" if row.get("peak_bytes") else ""
-    return f"{row['tokens_per_s']:,.0f}, {_percent(row['mfu'])}{peak}"
+    share = f", {_percent(row['mfu'])}" if row["mfu"] is not None else ""
+    between = ""
+    if row.get("low"):
+        tokens = row["context_length"] * row["batch_size"]
+        between = f" ({tokens / row['high']:,.0f} to {tokens / row['low']:,.0f})"
+    return f"{row['tokens_per_s']:,.0f}{between}{share}{peak}"
 
 
 def _percent(share: float | None) -> str:
@@ -174,11 +207,18 @@ def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> s
     if sentences := faults(machine.rows.values(), (OK, ABSENT)):
         parts.append("Without a time: " + _plain(". ".join(sentences)) + ".")
     if machine.train:
-        parts.append("Training step: tokens/s, share of the chip's published peak (MFU), peak memory.")
+        known = any(row["mfu"] is not None for row in machine.train.values())
+        shares = ", share of the chip's published peak (MFU), peak memory" if known else ""
+        parts.append(f"Training step: tokens/s, with the 95% interval of the median{shares}.")
         head, rows = training_rows(machine)
         parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
+        parts += against_nanogpt(machine)
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
+    if machine.contexts and machine.memory:
+        title, head, rows = inside.contexts_table(machine.memory, machine.contexts)
+        parts.append(f"{title} (the capstone in bfloat16, {COUNTED}).")
+        parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
     parts += [part for race in machine.races for part in _race(race)]
     links = {"every row": every_row} | pictures
     parts.append("More: " + ", ".join(f"[{name}]({path})" for name, path in links.items()) + ".")
@@ -196,6 +236,8 @@ def full_table(machine: Machine) -> str:
         parts.append("\n".join(markdown_table(head, 0, map(_full_training_row, machine.train.values()))))
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
+    for title, head, rows in inside.tables(machine):
+        parts += [f"## {_plain(title)}", "\n".join(markdown_table(head, 0, rows))]
     return "\n\n".join(parts) + "\n"
 
 

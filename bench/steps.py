@@ -50,7 +50,8 @@ class Entry:
 
 @dataclass
 class StepRow:
-    """What a training step costs. Seconds, bytes; peak_bytes with weights and optimizer, None on a CPU."""
+    """What a training step costs. Seconds, bytes; step_s is the median of the rounds and low, high its 95% interval;
+    peak_bytes with weights and optimizer, None on a CPU."""
 
     label: str
     kernels: str
@@ -64,6 +65,8 @@ class StepRow:
     step_s: float | None = None
     p20: float | None = None
     p80: float | None = None
+    low: float | None = None
+    high: float | None = None
     tokens_per_s: float | None = None
     mfu: float | None = None
     peak_bytes: int | None = None
@@ -147,6 +150,7 @@ def measure(
             row.step_s, row.p20, row.p80 = (
                 t / block for t in (times.median, times.percentile(20), times.percentile(80))
             )
+            row.low, row.high = timing.median_interval(row.rounds)
             row.tokens_per_s = tokens / row.step_s
             row.mfu = row.tokens_per_s * flops / peak_rate if peak_rate else None
     return rows

@@ -71,3 +71,14 @@ def steps_table(found: Sequence[steps.StepRow], title: str) -> Table:
             f"{row.first_step_s:.1f} s",
         )
     return shown
+
+
+def plain_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Names to the left, numbers to the right."""
+    shown = Table(head[0], box=None, pad_edge=False, title=title)
+    for number, name in enumerate(head[1:], 1):
+        longest = max((len(row[number]) for row in rows), default=0)
+        shown.add_column(name, justify="left" if longest > 20 else "right")
+    for row in rows:
+        shown.add_row(*row)
+    return shown

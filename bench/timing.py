@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy import stats
 
 Call = Callable[[], object]
 
@@ -33,6 +34,14 @@ class Times:
         return (
             statistics.quantiles(self.rounds, n=100, method="inclusive")[p - 1] if len(self.rounds) > 1 else self.median
         )
+
+
+def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """(low, high) around the median by order statistics, whatever the distribution: at least `level`, where there are
+    values enough; else the least and the largest."""
+    ordered = sorted(values)
+    rank = max(int(stats.binom.ppf((1 - level) / 2, len(ordered), 0.5)) - 1, 0)
+    return ordered[rank], ordered[-1 - rank]
 
 
 def synchronize(device: torch.device) -> None:

@@ -114,7 +114,48 @@ def test_the_training_table_holds_tokens_mfu_memory_and_the_first_step(written):
     assert table(text, "training step") == [
         ["training step", "T=64 B=2", "first step at T=64"],
         ["triton eager", "1,234, 12.3%, 1.5 GiB", "7.5 s"],
-        ["torch eager", "99, n/a", "7.5 s"],
+        ["torch eager", "99", "7.5 s"],
+    ]
+
+
+def test_a_training_step_stands_with_the_interval_of_its_median_and_against_nanogpt_mode_by_mode(written):
+    rows = [train_row("torch eager", 64, 1280.0, low=0.08, high=0.16), train_row("torch compiled", 64, 2560.0)]
+    rows += [train_row("nanogpt eager", 64, 640.0, low=0.16, high=0.4), train_row("nanogpt compiled", 64, 1920.0)]
+    _, text = written(results((), rows))
+    assert table(text, "training step")[2][1] == "1,280 (800 to 1,600)"
+    sentence = (
+        "Against nanoGPT at T=64 B=2, the steps per second of `--kernels torch`: 2.00 times eager (1.00 to 5.00), "
+    )
+    assert f"{sentence}2.00 times eager (1.00 to 5.00), 1.33 times compiled; steps taken in turns, in one run." in text
+
+
+def test_where_time_and_memory_go_is_told(written, tmp_path):
+    step = {"preset": "p", "label": "torch eager", "context_length": 64, "batch_size": 2, "step_s": 0.003}
+    parts = [("matrix products", 0.002, 7.0, 0.0005, [["aten::mm", 0.0015]]), ("between", 0.001, 0, None, [])]
+    names = ("part", "seconds", "calls", "floor_s", "names")
+    by_part = {"preset": "p", "context_length": 64, "batch_size": 2, "kernels": "torch", "part": "MLP"}
+    by_part = [by_part | {"checkpoint_activations": again, "bytes": (3 - again) * 2**20} for again in (False, True)]
+    longest = {"kernels": "torch", "budget_bytes": 2**31}
+    longest = [longest | {"checkpoint_activations": w, "context_length": 1000 + w} for w in (False, True)]
+    tried = {"kernels": "torch", "checkpoint_activations": True, "context_length": 2048, "counted_bytes": 2**30}
+    tried = [tried | {"peak_bytes": 2**31, "step_s": 0.5, "status": "ok"}]
+    tried.append(tried[0] | {"context_length": 4096, "peak_bytes": None, "step_s": None, "status": "out of memory"})
+    more = {"breakdown": [step | dict(zip(names, part, strict=True)) for part in parts]}
+    more |= {"memory": by_part, "contexts": longest, "contexts tried": tried}
+    _, text = written(results([op_row("torch", 2e-3)], **more))
+    head = ["kernels", "MiB a step", "computed again", "longest context", "computed again"]
+    assert table(text, "kernels") == [head, ["torch", "3", "2", "1,000", "1,001"]]
+    assert "the longest context of one sequence in 2 GiB" in text
+    full = (tmp_path / "results" / "abacus.md").read_text()
+    assert "## Where the time of a step goes: p, 64 x 2, torch eager, 3 ms by the clock" in full
+    assert table(full, "part")[1:3] == [
+        ["matrix products", "2.000", "0.500", "4.0", "7", "aten::mm 1.50"],
+        ["between", "1.000", "", "", "0", ""],
+    ]
+    assert "| all | 3 | 2 |" in full
+    assert table(full, "kernels")[1:] == [
+        ["torch, computed again", "2,048", "1.00", "2.00", "0.500"],
+        ["torch, computed again", "4,096", "1.00", "out of memory", ""],
     ]
 
 
@@ -169,7 +210,7 @@ def test_running_out_of_memory_is_a_word_in_the_table_and_a_cross_at_its_length(
     rows += [train_row("reference eager", T, status="out of memory") for T in (256, 512)]
     _, text = written(results((), rows))
     assert table(text, "training step")[0][1:4] == ["T=64 B=2", "T=256 B=2", "T=512 B=2"]
-    assert table(text, "training step")[3][:4] == ["reference eager", "1,562, n/a", "out of memory", "out of memory"]
+    assert table(text, "training step")[3][:4] == ["reference eager", "1,562", "out of memory", "out of memory"]
     figure = drawn(machine_of(tmp_path, results((), rows)), "training")
     crosses = [line for line in axes_of(figure)[0].lines if line.get_marker() == "x"]
     assert [line.get_xdata()[0] for line in crosses] == [256, 512]

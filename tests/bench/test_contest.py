@@ -31,6 +31,15 @@ def measure(case, *entrants, which=None):
     return {(r.provider, r.which): r for r in contest.measure(case, CPU, every, which or case.passes, 0.01)}
 
 
+def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
+    """By counting: of medians of 15 draws, about 19 in 20 intervals hold the true median, and no fewer."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(2000, 15, generator=generator).exp().tolist()
+    covered = sum(low <= 1.0 <= high for low, high in map(timing.median_interval, draws)) / len(draws)
+    assert 0.95 <= covered < 0.99
+    assert timing.median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
 @small
 def test_every_case_is_measured_by_every_backend_on_this_machine(case):
     rows = contest.measure(case, CPU, providers(case.op, CPU), case.passes, 0.01)
