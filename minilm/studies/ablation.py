@@ -164,11 +164,11 @@ def _kernels(arms: dict[str, list[Outcome]], folders: Mapping[str, Path], margin
     if NAIVE not in sides or len(sides) < 2:
         return None
     naive = sides.pop(NAIVE)
-    noise = _deviation(naive, sides[REORDERED], folders) if REORDERED in sides else None
+    noise = largest_difference(naive, sides[REORDERED], folders) if REORDERED in sides else None
     rows = []
     for name, fused in sides.items():
         test = statistics.equivalence(_losses(naive), _losses(fused), margin)
-        deviation = _deviation(naive, fused, folders)
+        deviation = largest_difference(naive, fused, folders)
         speeds = _paired(naive, fused, "tokens_per_s")
         memory = _paired(naive, fused, "peak_bytes")
         rows.append(
@@ -209,7 +209,9 @@ def _paired(first: Sequence[Outcome], second: Sequence[Outcome], name: str) -> l
     return [(one[seed], two[seed]) for seed in sorted(one.keys() & two.keys())]
 
 
-def _deviation(first: Sequence[Outcome], second: Sequence[Outcome], folders: Mapping[str, Path]) -> float | None:
+def largest_difference(
+    first: Sequence[Outcome], second: Sequence[Outcome], folders: Mapping[str, Path]
+) -> float | None:
     """The largest difference of the training losses of two sides at one step and seed, in nats a token."""
     two = {o.seed: o for o in second}
     largest = None

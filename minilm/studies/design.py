@@ -160,7 +160,7 @@ def speed_arms(base: RunConfig) -> list[Arm]:
                     "save_at": "",
                     "eval_tokens": 1000,
                 }
-                config = _changed(base, {"model": {"context_length": length}, "train": train})
+                config = changed(base, {"model": {"context_length": length}, "train": train})
                 arms.append(Arm(f"{name} at {length}", SPEED, config))
     return arms
 
@@ -216,7 +216,7 @@ def arms_of(
         values = axis(base)
         if not values:
             raise UserError(f"The axis {name} has no value here but the baseline's own; leave it out.")
-        arms += [Arm(label, name, _changed(base, override)) for label, override in values]
+        arms += [Arm(label, name, changed(base, override)) for label, override in values]
     if cross:
         several = [[("", {}), *AXES[name](base)] for name in _checked(cross, "--cross")]
         for combination in itertools.product(*several):
@@ -224,7 +224,7 @@ def arms_of(
             if len(labels) > 1 or (labels and not any(a.label == labels[0] for a in arms)):
                 config = base
                 for _, override in combination:
-                    config = _changed(config, override)
+                    config = changed(config, override)
                 arms.append(Arm(", ".join(labels), " x ".join(cross), config))
     if match == "params":
         arms = [arm if arm.label == BASELINE else _matched(arm, base) for arm in arms]
@@ -247,7 +247,7 @@ def _checked(names: Iterable[str], option: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _changed(config: RunConfig, override: Override) -> RunConfig:
+def changed(config: RunConfig, override: Override) -> RunConfig:
     sections = {s: dataclasses.replace(getattr(config, s), **values) for s, values in override.items()}
     return dataclasses.replace(config, **sections)
 
@@ -275,7 +275,7 @@ def _matched(arm: Arm, base: RunConfig) -> Arm:
     wanted = parameters(base)["total"]
 
     def at(d_ff: int) -> RunConfig:
-        return _changed(arm.config, {"model": {"d_ff": d_ff}})
+        return changed(arm.config, {"model": {"d_ff": d_ff}})
 
     low, high = (parameters(at(d_ff))["total"] for d_ff in (8, 16))
     d_ff = 8 * round(1 + (wanted - low) / (high - low))  # parameters grow by the same for every 8

@@ -1,0 +1,124 @@
+"""Is it the same model before and after what makes training faster or smaller?
+
+    python -m bench.coincide --out results/coincide [--preset quick] [--steps 400] [--seeds 5] [--resume]
+
+From naive training (the reference, float32, eager) each of these is switched on alone, then all together: the fused
+kernels, 16-bit products, torch.compile, activations computed again; on a GPU also the Triton kernels and CUDA graphs.
+The same seeds, batches and schedules; trials go on where they were killed, and the folder has a study's report with all
+curves. What decides is the equivalence test of `minilm ablate --axes kernels`, with its margin: paired by seed, is the
+mean difference of the final validation losses within it? Beside it the largest difference of any two training losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import kernels
+from bench.tables import plain_table
+from minilm import hardware
+from minilm.config import PRESETS
+from minilm.errors import UserError
+from minilm.studies import design, statistics
+from minilm.studies.ablation import MARGIN, largest_difference
+from minilm.studies.design import Arm
+from minilm.studies.study import Plan, baseline_of, report_study
+from minilm.studies.trials import Outcome, Study, run_trials
+
+AXIS = "speed and memory"
+RESULT = "coincide.json"
+
+
+def arms_of(preset: str, steps: int, data: str | None, device: torch.device) -> list[Arm]:
+    """Naive training first."""
+    naive = {"kernels": "reference", "dtype": "float32", "compile": "off", "device": str(device)}
+    assignments = tuple(f"train.{key}={value}" for key, value in naive.items())
+    base = baseline_of(Plan(baseline=preset, steps=steps, data=data, assignments=assignments))
+    best = "triton" if "triton" in kernels.available(device) and device.type == "cuda" else "torch"
+    alone: dict[str, dict[str, Any]] = {
+        "torch kernels": {"kernels": "torch"},
+        **({"triton kernels": {"kernels": "triton"}} if best == "triton" else {}),
+        "bfloat16": {"dtype": "bfloat16"},
+        "compiled": {"compile": "on"},
+        **({"graphs": {"compile": "graphs"}} if device.type == "cuda" else {}),
+        "activations again": {"checkpoint_activations": True},
+    }
+    together = {"kernels": best, "dtype": "bfloat16", "compile": "on", "checkpoint_activations": True}
+    return [
+        Arm(design.BASELINE, design.BASELINE, base),
+        *(Arm(label, AXIS, design.changed(base, {"train": how})) for label, how in (alone | {"all": together}).items()),
+    ]
+
+
+def verdicts(study: Study, margin: float = MARGIN) -> list[dict[str, Any]]:
+    """A row an arm: the test, the largest difference at one step and seed, and how much faster the steps were."""
+    arms: dict[str, list[Outcome]] = {}
+    for outcome in study.outcomes():
+        if outcome.axis != design.CONTROL:
+            arms.setdefault(outcome.arm, []).append(outcome)
+    naive = arms.pop(design.BASELINE)
+    folders = {row["id"]: study.folder(row["id"]) for row in study.rows}
+    found = []
+    for label, outcomes in arms.items():
+        losses = [[(o.seed, o.val_loss) for o in side] for side in (naive, outcomes)]
+        test = statistics.equivalence(*losses, margin)
+        found.append(
+            {"arm": label, "seeds": test.n, "difference": test.difference, "low": test.low, "high": test.high}
+            | {"margin": margin, "p": test.p, "verdict": test.verdict}
+            | {"largest_difference": largest_difference(naive, outcomes, folders)}
+        )
+    return found
+
+
+def table_of(rows: Sequence[dict[str, Any]]) -> tuple[str, list[str], list[list[str]]]:
+    def number(value: float | None, sign: str = "+") -> str:
+        return "" if value is None else f"{value:{sign}.5f}"
+
+    head = ["switched on", "seeds", "difference", "90% interval", "p", "largest at a step", "verdict"]
+    cells = [
+        [row["arm"], str(row["seeds"]), number(row["difference"])]
+        + [f"{number(row['low'])} to {number(row['high'])}" if row["low"] is not None else ""]
+        + ["" if row["p"] is None else f"{row['p']:.2g}", number(row["largest_difference"], ""), row["verdict"]]
+        for row in rows
+    ]
+    return f"Final validation loss against naive training, nats, margin {rows[0]['margin']:g}", head, cells
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.coincide", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--preset", choices=list(PRESETS), default="quick")
+    parser.add_argument("--data", help="another text than the preset's")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--out", type=Path, required=True)
+    a = parser.parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        arms = arms_of(a.preset, a.steps, a.data, hardware.resolve_device(a.device))
+        trials = design.trials_of(arms, range(1, a.seeds + 1), lr_triplet=False)
+        options = {name: getattr(a, name) for name in ("preset", "data", "steps", "seeds", "device")}
+        study = Study.create(a.out, options, trials, a.resume)
+        if not run_trials(study, 1, say=console.print):
+            console.print("Stopped, and saved; go on with --resume.")
+            return 1
+        report_study(study, console)
+        rows = verdicts(study)
+        (a.out / RESULT).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        console.print(plain_table(*table_of(rows)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
