@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +57,21 @@ def arms_of(preset: str, steps: int, data: str | None, device: torch.device) -> 
     ]
 
 
-def verdicts(study: Study, margin: float = MARGIN) -> list[dict[str, Any]]:
+def verdicts(outcomes: Sequence[Outcome], folders: Mapping[str, Path], margin: float = MARGIN) -> list[dict[str, Any]]:
     """A row an arm: the test, the largest difference at one step and seed, and how much faster the steps were."""
     arms: dict[str, list[Outcome]] = {}
-    for outcome in study.outcomes():
+    for outcome in outcomes:
         if outcome.axis != design.CONTROL:
             arms.setdefault(outcome.arm, []).append(outcome)
     naive = arms.pop(design.BASELINE)
-    folders = {row["id"]: study.folder(row["id"]) for row in study.rows}
     found = []
-    for label, outcomes in arms.items():
-        losses = [[(o.seed, o.val_loss) for o in side] for side in (naive, outcomes)]
+    for label, side in arms.items():
+        losses = [[(o.seed, o.val_loss) for o in trials] for trials in (naive, side)]
         test = statistics.equivalence(*losses, margin)
         found.append(
             {"arm": label, "seeds": test.n, "difference": test.difference, "low": test.low, "high": test.high}
             | {"margin": margin, "p": test.p, "verdict": test.verdict}
-            | {"largest_difference": largest_difference(naive, outcomes, folders)}
+            | {"largest_difference": largest_difference(naive, side, folders)}
         )
     return found
 
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print("Stopped, and saved; go on with --resume.")
             return 1
         report_study(study, console)
-        rows = verdicts(study)
+        rows = verdicts(study.outcomes(), {row["id"]: study.folder(row["id"]) for row in study.rows})
         (a.out / RESULT).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         console.print(plain_table(*table_of(rows)))
     except UserError as error:

@@ -93,6 +93,9 @@ COMMANDS = {
     "minilm tune": Cannot("it needs a GPU; tests/kernels/test_tune.py runs it with a stand-in for the clock"),
     "python -m bench.memory": Covered("tests/bench/test_step_parts.py::test_the_two_commands_print_their_tables"),
     "python -m bench.breakdown": Covered("tests/bench/test_step_parts.py::test_the_two_commands_print_their_tables"),
+    "python -m bench.coincide --out results/coincide": Covered(
+        "tests/bench/test_coincide.py::test_each_is_switched_on_alone_and_then_all_together"
+    ),
     "python -m bench.gpu --out results": Cannot("it measures for ten minutes and more, on a GPU"),
     "python -m bench.report results/*.json": Covered(
         "tests/bench/test_bench_report.py::test_a_race_is_told_with_the_device_that_it_was_run_on"
