@@ -36,3 +36,17 @@ def nan_filled_empties():
     torch.use_deterministic_algorithms(True, warn_only=True)  # which switches on fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tiles(monkeypatch):
+    """Small tiles of attention, so that short sequences have several; call it for others. BLOCK_M and BLOCK_N differ on
+    purpose."""
+    from kernels.fused import tuning
+
+    def use(block_m, block_n):
+        config = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4, "num_stages": 1}
+        monkeypatch.setattr(tuning, "lookup", lambda *args, **kwargs: config)
+
+    use(32, 16)
+    return use

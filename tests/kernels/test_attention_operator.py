@@ -8,19 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
 
-from kernels.fused import attention, tuning
+from kernels.fused import attention
 
-
-@pytest.fixture(autouse=True)
-def tiles(monkeypatch):
-    """Small tiles, so that short sequences have several; call it for others. BLOCK_M and BLOCK_N differ on purpose."""
-
-    def use(block_m, block_n):
-        config = {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": 4, "num_stages": 1}
-        monkeypatch.setattr(tuning, "lookup", lambda *args, **kwargs: config)
-
-    use(32, 16)
-    return use
+pytestmark = pytest.mark.usefixtures("tiles")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
