@@ -10,7 +10,8 @@ from tests.report.ablation_lab import Lab
 
 
 def test_each_is_switched_on_alone_and_then_all_together():
-    naive, *arms = coincide.arms_of("tiny", 20, None, torch.device("cpu"))
+    naive, *arms = coincide.arms_of("quick", 20, None, torch.device("cpu"))
+    assert (naive.config.model.n_layers, naive.config.model.d_model, naive.config.train.steps) == (4, 128, 20)
     assert naive.config.train.compile == "off" and naive.config.train.dtype == "float32"
     changed = {}
     for arm in arms:
