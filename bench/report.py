@@ -129,9 +129,15 @@ def against_nanogpt(machine: Machine) -> list[str]:
         if ratios:
             said.append(
                 f"Against nanoGPT at T={size[0]} B={size[1]}, the steps per second of `--kernels {machine.ours}`: "
-                f"{', '.join(ratios)}; steps taken in turns, in one run."
+                f"{', '.join(ratios)}; steps taken in turns, in one run{_on_threads(machine)}."
             )
     return said
+
+
+def _on_threads(machine: Machine) -> str:
+    """What a CPU's time depends on."""
+    count = machine.told(lambda facts: facts.get("type") == "cpu" and facts.get("threads"))
+    return f", on {count} thread{'s' * (count != '1')}" if count else ""
 
 
 def _floored(ratio: float) -> str:
@@ -209,7 +215,10 @@ def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> s
     if machine.train:
         known = any(row["mfu"] is not None for row in machine.train.values())
         shares = ", share of the chip's published peak (MFU), peak memory" if known else ""
-        parts.append(f"Training step: tokens/s, with the 95% interval of the median{shares}.")
+        parts.append(
+            f"Training step: tokens/s, with the 95% interval of the median{shares}. The same model for all, with learned "
+            "positions, by AdamW, without dropout."
+        )
         head, rows = training_rows(machine)
         parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
         parts += against_nanogpt(machine)

@@ -22,7 +22,7 @@ from rich.console import Console
 import kernels
 from bench import nanogpt as nanogpt_bench
 from bench import timing
-from bench.contest import ABSENT, FAILED, MEMORY, OK
+from bench.contest import FAILED, MEMORY, OK
 from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.errors import UserError
@@ -92,12 +92,18 @@ def sizes(device: torch.device) -> list[tuple[str, int, int]]:
     return [("capstone", T, 16_384 // T) for T in (256, 1024, 4096, 16_384, 512, 2048, 8192)]
 
 
-def config_of(preset: str, context_length: int, batch_size: int, device: torch.device) -> RunConfig:
-    """A preset at a size. The optimizer is AdamW and dropout 0 for all, so that all do the same work."""
+def config_of(
+    preset: str, context_length: int, batch_size: int, device: torch.device, comparable: bool = False
+) -> RunConfig:
+    """A preset at a size. The optimizer is AdamW and dropout 0 for all, so that all do the same work.
+
+    comparable: with learned positions, for nanoGPT has no others.
+    """
+    positions = {"position": "learned"} if comparable else {}
     return build(
         preset,
         {
-            "model": {"context_length": context_length, "vocab_size": VOCABULARY, "dropout": 0.0},
+            "model": {"context_length": context_length, "vocab_size": VOCABULARY, "dropout": 0.0} | positions,
             "train": {"batch_size": batch_size, "grad_accumulation": 1, "optimizer": "adamw", "device": str(device)},
         },
     )
@@ -112,8 +118,8 @@ def measure(
     seconds: float = 5.0,
     nanogpt: Path | None = None,
 ) -> list[StepRow]:
-    """A row an entry."""
-    config = config_of(preset, context_length, batch_size, device)
+    """A row an entry, all of the same model: with learned positions, for nanoGPT has no others."""
+    config = config_of(preset, context_length, batch_size, device, comparable=True)
     dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
     torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
     rows, steps = [], {}
@@ -122,9 +128,6 @@ def measure(
         theirs = entry.kernels == "nanogpt" and device.type != "cuda"  # which casts on GPUs only
         row.dtype = "float32" if theirs else str(dtype).removeprefix("torch.")
         rows.append(row)
-        if entry.kernels == "nanogpt" and (config.model.position, config.model.norm) != ("learned", "pre"):
-            row.status, row.reason = ABSENT, "nanoGPT has learned positions and pre-norm only"
-            continue
         with _failures(row):
             gc.collect()
             before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
