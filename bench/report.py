@@ -216,8 +216,8 @@ def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> s
         known = any(row["mfu"] is not None for row in machine.train.values())
         shares = ", share of the chip's published peak (MFU), peak memory" if known else ""
         parts.append(
-            f"Training step: tokens/s, with the 95% interval of the median{shares}. The same model for all, with learned "
-            "positions, by AdamW, without dropout."
+            f"Training step: tokens/s, with the 95% interval of the median{shares}. The same model for all, with "
+            "learned positions, by AdamW, without dropout."
         )
         head, rows = training_rows(machine)
         parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
