@@ -186,6 +186,7 @@ def prepare(
         return lambda: take(next(batches)), sum(p.numel() for p in theirs.parameters())
     with torch.device(device):
         model = GPT(config.model, kernels.select(entry.kernels, device), dtype)
+    model.checkpoint_activations = config.train.checkpoint_activations
     loop = _loop(config, model, entry.compile)
 
     def step() -> Any:
