@@ -34,6 +34,8 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.rows import Rows
+
 STAGES = ("tests", "tune", "ops", "train", "race")
 SHARES = {"tests": 0.3, "tune": 0.2, "ops": 0.2, "train": 0.3, "race": 0.6}  # of --minutes, in proportion
 SEEDS = 3  # of a race
@@ -76,6 +78,8 @@ def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | 
         command = [sys.executable, "-m", "bench.worker", stage, "--rows", str(out / "rows.jsonl")]
         command += ["--device", device, "--until", str(until), *(["--nanogpt", str(nanogpt)] if nanogpt else [])]
         code, _ = _run(command, out / f"{stage}.log", until + 60, environment)
+        if code is None:
+            Rows(out / "rows.jsonl").stop()
         if code == 0 or time.time() > until:
             return
         console.print(f"{stage}: the worker ended with {code}, see {stage}.log; it goes on with what is next")

@@ -22,6 +22,7 @@ import torch
 from rich.console import Console
 
 from bench import inside, steps, tables, timing
+from bench.contest import FAILED, MEMORY, OK
 from kernels.backend import BACKENDS, MODULES, OPS, Backend
 from minilm import hardware
 from minilm.config import PRESETS, RunConfig, build
@@ -29,6 +30,7 @@ from minilm.errors import UserError
 from minilm.training.facts import memory_by_part
 
 SHORTEST, LONGEST = 256, 2**22
+FIRST_TRIED = 1024
 GIGABYTES = 80.0
 
 
@@ -78,32 +80,40 @@ def longest(preset: str, budget: float, device: torch.device, dtype: torch.dtype
         yield {"kernels": name, "checkpoint_activations": again, "context_length": least, "budget_bytes": int(budget)}
 
 
-def tried(preset: str, device: torch.device, dtype: torch.dtype, until: float) -> Iterator[dict[str, Any]]:
-    """A row a way and context on a GPU, of one sequence: status, peak_bytes, step_s; doubled to the first that does not
-    fit. The fused kernels first."""
-    for name, again in reversed(ways()):
-        T, status = 1024, "ok"
-        while T <= LONGEST and status == "ok" and time.time() < until:
-            config = at(preset, T, 1, again, device)
-            row: dict[str, Any] = {"kernels": name, "checkpoint_activations": again, "context_length": T}
-            row |= {"counted_bytes": sum(counted(config, name, dtype).values()), "peak_bytes": None, "step_s": None}
-            try:
-                torch.cuda.reset_peak_memory_stats(device)
-                step, _ = steps.prepare(steps.Entry(name, "off"), config, dtype, device, None)
-                step()
-                timing.synchronize(device)
-                began = time.perf_counter()
-                step()
-                timing.synchronize(device)
-                row["step_s"] = time.perf_counter() - began
-                row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
-            except torch.OutOfMemoryError:
-                status = "out of memory"
-            step = None
-            gc.collect()
-            torch.cuda.empty_cache()
-            yield row | {"status": status}
-            T *= 2
+def row_of(preset: str, kernels: str, again: bool, context_length: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Of a context that is to be tried, one sequence: what it is, and what it takes by the count."""
+    config = at(preset, context_length, 1, again, torch.device("cpu"))
+    return {
+        "kernels": kernels,
+        "checkpoint_activations": again,
+        "context_length": context_length,
+        "counted_bytes": sum(counted(config, kernels, dtype).values()),
+        "peak_bytes": None,
+        "step_s": None,
+    }
+
+
+def tried(row: dict[str, Any], preset: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """The row with its status and, where two steps fit on the GPU, peak_bytes and the seconds of the second."""
+    config = at(preset, row["context_length"], 1, row["checkpoint_activations"], device)
+    try:
+        torch.cuda.reset_peak_memory_stats(device)
+        step, _ = steps.prepare(steps.Entry(row["kernels"], "off"), config, dtype, device, None)
+        step()
+        timing.synchronize(device)
+        began = time.perf_counter()
+        step()
+        timing.synchronize(device)
+        measured = {"step_s": time.perf_counter() - began, "peak_bytes": torch.cuda.max_memory_allocated(device)}
+        return row | measured | {"status": OK}
+    except torch.OutOfMemoryError:
+        return row | {"status": MEMORY}
+    except Exception as error:  # a launch that is too large, an index beyond 32 bits: named, and the end of this way
+        return row | {"status": f"{FAILED}: {type(error).__name__}"}
+    finally:
+        step = None
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -25,7 +25,6 @@ from bench import timing
 from bench.contest import FAILED, MEMORY, OK
 from minilm import hardware
 from minilm.config import RunConfig, build
-from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training.distributed import Team
 from minilm.training.loop import Loop
@@ -142,7 +141,14 @@ def measure(
             steps[row.label] = step
     block = BLOCK[device.type]
     calls = {label: (lambda step=step: [step() for _ in range(block)][-1]) for label, step in steps.items()}
-    found = timing.in_turn(calls, device, seconds) if calls else {}
+    found: dict[str, timing.Times] = {}
+    try:
+        found = timing.in_turn(calls, device, seconds) if calls else {}
+    except Exception:  # one of them: then each alone, so that the others have their times
+        for row in rows:
+            if row.label in calls:
+                with _failures(row, "while it was timed"):
+                    found |= timing.in_turn({row.label: calls[row.label]}, device, seconds / len(calls))
     peak_rate = hardware.peak_flops(device, dtype)
     with torch.device("meta"):
         flops = GPT(config.model).flops_per_token()
@@ -160,13 +166,13 @@ def measure(
 
 
 @contextlib.contextmanager
-def _failures(row: StepRow):
+def _failures(row: StepRow, when: str = "in the first step"):
     """What stops an entry becomes its status."""
     try:
         yield
     except torch.OutOfMemoryError:
-        row.status, row.reason = MEMORY, "in the first step"
-    except (UserError, kernels.BackendUnavailable, RuntimeError) as error:
+        row.status, row.reason = MEMORY, when
+    except Exception as error:  # whatever a compiler, a library or a driver comes up with
         row.status, row.reason = FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:200]
     if row.status != OK and torch.cuda.is_available():
         gc.collect()

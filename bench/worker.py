@@ -11,47 +11,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench import breakdown, cases, contest, memory, peers, steps, timing
+from bench.contest import OK
+from bench.rows import Rows
 from minilm import hardware
-from minilm.config import build
+from minilm.config import CAPSTONE, build
 
 CRASHED = "crashed"
 EXERCISES = 4  # shapes of a family and dtype
-
-
-class Rows:
-    """The lines of rows.jsonl: what is done, what crashed."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        self.finished = {line["key"] for line in lines if line["kind"] != "start"}
-        self.crashed = {line["key"] for line in lines if line["kind"] == "start"} - self.finished
-
-    def write(self, kind: str, key: str, rows: list[dict[str, Any]]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"kind": kind, "key": key, "rows": rows}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def units(self, kind: str, keys: list[str], until: float, crashed: Callable[[str], list[dict]]) -> Iterator[str]:
-        """The keys that are to be done, while there is time; those that crashed before get their rows by `crashed`."""
-        for key in keys:
-            if key in self.finished:
-                continue
-            if key in self.crashed:
-                self.write(kind, key, crashed(key))
-                continue
-            if time.time() > until:
-                return
-            self.write("start", key, [])
-            yield key
 
 
 def ops(rows: Rows, device: torch.device, until: float, seconds: float, **_: Any) -> None:
@@ -75,7 +47,7 @@ def ops(rows: Rows, device: torch.device, until: float, seconds: float, **_: Any
 
 
 def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogpt: Path | None, **_: Any) -> None:
-    """Steps at the first size, where their time goes and what memory they take, and then steps at the other sizes."""
+    """Steps at the first size, where their time goes and what memory they take; steps at the other sizes; contexts."""
     sizes = {f"{preset} {T} x {B}": (preset, T, B) for preset, T, B in steps.sizes(device)}
     chosen = steps.entries(device, nanogpt)
 
@@ -94,6 +66,8 @@ def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogp
     take_apart(rows, *sizes[first], device, until)
     weigh(rows, device, until)
     take(others)
+    if device.type == "cuda":
+        try_contexts(rows, device, until)
 
 
 def take_apart(rows: Rows, preset: str, T: int, B: int, device: torch.device, until: float) -> None:
@@ -112,19 +86,31 @@ def take_apart(rows: Rows, preset: str, T: int, B: int, device: torch.device, un
 
 
 def weigh(rows: Rows, device: torch.device, until: float) -> None:
-    """Memory of the capstone's step by part, the longest context by the count and, on a GPU, by trying."""
-    dtype, capstone = torch.bfloat16, "capstone"
+    """Memory of the capstone's step by part, and the longest context, by the count."""
+    dtype = torch.bfloat16
     budget = hardware.memory(device)[1] if device.type == "cuda" else memory.GIGABYTES * 2**30
     found = {
-        "memory": lambda: memory.parts(capstone, device, dtype),
-        "contexts": lambda: list(memory.longest(capstone, budget, device, dtype)),
-        "contexts tried": lambda: list(memory.tried(capstone, device, dtype, until)),
+        "memory": lambda: memory.parts(CAPSTONE, device, dtype),
+        "contexts": lambda: list(memory.longest(CAPSTONE, budget, device, dtype)),
     }
-    if device.type != "cuda":
-        del found["contexts tried"]
     for kind, measure in found.items():
         for key in rows.units(kind, [kind], until, lambda _: []):
             rows.write(kind, key, measure())
+
+
+def try_contexts(rows: Rows, device: torch.device, until: float) -> None:
+    """On a GPU: contexts of one sequence of the capstone, doubled until one does not fit; the fused kernels first."""
+    for name, again in reversed(memory.ways()):
+        T, status = memory.FIRST_TRIED, OK
+        while T <= memory.LONGEST and status == OK:
+            key = f"{name}{', checkpointed' * again} at {T}"
+            row = memory.row_of(CAPSTONE, name, again, T, torch.bfloat16)
+            for _ in rows.units("contexts tried", [key], until, lambda _, row=row: [row | {"status": CRASHED}]):
+                rows.write("contexts tried", key, [memory.tried(row, CAPSTONE, device, torch.bfloat16)])
+            if key not in rows.finished:
+                return  # no time
+            status = rows.finished[key][0]["status"]
+            T *= 2
 
 
 def tune(rows: Rows, device: torch.device, until: float, **_: Any) -> None:
