@@ -18,16 +18,17 @@ CPU_SECONDS, CPU_FLOPS_PER_THREAD = 600, 5e10
 GPU_STEPS = 2000  # some minutes; not measured yet
 
 
-def check(config: TrainConfig, device: torch.device) -> None:
+def check(config: TrainConfig, device: torch.device, processes: int = 1) -> None:
     """Raises UserError for what cannot be done here."""
     if config.compile in (ON, GRAPHS) and hardware.compiler_missing(device):
         raise UserError(
             f"train.compile is {config.compile!r}, which needs a C++ compiler, and none was found; install g++ or "
             f"clang++, set CXX, or take off."
         )
-    if config.compile == GRAPHS and (device.type != "cuda" or config.grad_accumulation > 1 or config.shard):
+    several = config.grad_accumulation > 1 or config.exact_reduction or config.shard or processes > 1
+    if config.compile == GRAPHS and (device.type != "cuda" or several):
         raise UserError(
-            "train.compile is 'graphs', which is for a GPU, one micro-batch an update and no sharding; take on."
+            "train.compile is 'graphs', which is for one GPU, one process and one micro-batch an update; take on."
         )
 
 

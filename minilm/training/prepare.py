@@ -52,7 +52,7 @@ def prepare(
     residual = config.train.residual_dtype
     residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
     backend, why = kernels.explain(config.train.kernels, device)
-    compiling.check(config.train, device)
+    compiling.check(config.train, device, team.size)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, for reproducible products
     torch.use_deterministic_algorithms(config.train.deterministic)

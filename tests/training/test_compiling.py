@@ -73,20 +73,19 @@ def test_without_a_compiler_auto_is_off_and_on_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "changes", "refused"),
+    ("device", "changes", "processes"),
     [
-        (CPU, {}, True),
-        (CUDA, {"grad_accumulation": 2}, True),
-        (CUDA, {"shard": True}, True),
-        (CUDA, {}, False),
+        (CPU, {}, 1),
+        (CUDA, {"grad_accumulation": 2}, 1),
+        (CUDA, {"exact_reduction": True}, 1),
+        (CUDA, {"shard": True}, 2),
+        (CUDA, {}, 2),
     ],
 )
-def test_graphs_are_for_a_gpu_one_micro_batch_and_whole_weights(compiler, device, changes, refused):
-    config = TrainConfig(compile="graphs", **changes)
-    if not refused:
-        return check(config, device)
-    with pytest.raises(UserError, match="one micro-batch an update and no sharding; take on"):
-        check(config, device)
+def test_graphs_are_for_one_gpu_one_process_and_one_micro_batch(compiler, device, changes, processes):
+    check(TrainConfig(compile="graphs"), CUDA)
+    with pytest.raises(UserError, match="for one GPU, one process and one micro-batch an update; take on"):
+        check(TrainConfig(compile="graphs", **changes), device, processes)
 
 
 def test_a_configuration_saved_before_there_was_auto_is_read():
