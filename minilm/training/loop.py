@@ -60,7 +60,7 @@ def train(
     several processes, all of them call this and the first one's arguments count.
     """
     with (
-        caught_signals() as caught,  # first, and so the last to be put back
+        caught_signals() as caught,  # first: torchrun's SIGTERM must not silence what a team has to say at its end
         distributed.join(config.train) as team,
         team.folder(lambda path: RunFolder(path, resume), out) as run,
     ):

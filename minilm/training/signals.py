@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -17,22 +16,18 @@ INTERRUPT_AT = 3  # a terminal and torchrun may both pass on one Ctrl-C: the thi
 class Caught(list[int]):
     """The signals that came, in their order."""
 
-    deferring = False  # before the first step there is nothing to save: a signal ends the run at once
+    deferring = False  # before the first step there is nothing to save, and Ctrl-C interrupts at once
 
 
 @contextmanager
 def caught_signals() -> Iterator[Caught]:
     """A list that SIGINT, SIGTERM and SIGUSR1 append themselves to. Main thread only."""
     caught = Caught()
-    # torchrun sends SIGTERM to all when one of them fails: what they have to say of it must still be said
-    alone = os.environ.get("WORLD_SIZE", "1") == "1"
 
     def catch(number: int, _frame: Any) -> None:
         caught.append(number)
         if number == signal.SIGINT and (not caught.deferring or caught.count(number) >= INTERRUPT_AT):
             raise KeyboardInterrupt
-        if number == signal.SIGTERM and not caught.deferring and alone:
-            raise SystemExit(0)
 
     if threading.current_thread() is not threading.main_thread():  # signals are then the caller's business
         yield caught

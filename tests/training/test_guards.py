@@ -303,13 +303,6 @@ class TestSignals:
             run(reduced("tiny", text_file), tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
-    def test_before_the_first_step_sigterm_ends_at_once_and_leaves_nothing(self, tmp_path, text_file, monkeypatch):
-        monkeypatch.setattr(loop, "prepare", lambda *_: [os.kill(os.getpid(), signal.SIGTERM), time.sleep(60)])
-        began = time.monotonic()
-        with pytest.raises(SystemExit) as ended:
-            run(reduced("tiny", text_file), tmp_path / "run")
-        assert ended.value.code == 0 and time.monotonic() - began < 30 and not (tmp_path / "run").exists()
-
     def test_usr1_saves_and_goes_on_and_the_end_is_the_same(self, tmp_path, text_file, monkeypatch):
         config = reduced("tiny", text_file, checkpoint_interval=0)
         run(config, tmp_path / "whole")
