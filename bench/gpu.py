@@ -34,13 +34,14 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.rows import Rows
+from bench.rows import Rows, entries
 
 STAGES = ("tests", "tune", "ops", "train", "race")
 SHARES = {"tests": 0.3, "tune": 0.2, "ops": 0.2, "train": 0.3, "race": 0.6}  # of --minutes, in proportion
 SEEDS = 3  # of a race
 RESTARTS = 20
 KINDS = ("ops", "train", "breakdown", "memory", "contexts", "contexts tried", "tune")  # of rows
+MACHINE = "machine"  # the key of the line that says whose results a folder holds
 SIDE_BY_SIDE = "side_by_side.json"
 ROOT = Path(__file__).resolve().parents[1]
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
@@ -69,42 +70,54 @@ def run_tests(out: Path, device: str, until: float) -> dict[str, Any]:
 
 
 def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | None) -> None:
-    """A stage's worker; started again after a crash, which the rows then name. What earlier runs compiled is not there:
-    a first step takes what it takes on a new machine."""
-    compiled = out.resolve() / "compiled"
+    """A stage's worker; started again after a crash, which the rows then name. What earlier runs compiled is not there;
+    what an entry compiled serves those after it."""
+    compiled = out / "compiled"
     shutil.rmtree(compiled, ignore_errors=True)
-    environment = {"MINILM_DATA": str(out.resolve() / "data"), "TORCHINDUCTOR_CACHE_DIR": str(compiled)}
+    environment = {"MINILM_DATA": str(out / "data")} | _caches(compiled)
     for _ in range(RESTARTS):
         command = [sys.executable, "-m", "bench.worker", stage, "--rows", str(out / "rows.jsonl")]
         command += ["--device", device, "--until", str(until), *(["--nanogpt", str(nanogpt)] if nanogpt else [])]
         code, _ = _run(command, out / f"{stage}.log", until + 60, environment)
-        if code is None:
-            Rows(out / "rows.jsonl").stop()
-        if code == 0 or time.time() > until:
-            return
+        if code is None or code == 0:  # out of time, or done
+            break
+        Rows(out / "rows.jsonl").crash()
+        if time.time() > until:
+            break
         console.print(f"{stage}: the worker ended with {code}, see {stage}.log; it goes on with what is next")
+    shutil.rmtree(compiled, ignore_errors=True)
+
+
+def _caches(folder: Path) -> dict[str, str]:
+    """Where compilers keep what they made."""
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 def run_race(out: Path, device: str, until: float, nanogpt: Path | None, text: Path) -> None:
-    """OUT/race/race.json, for `python -m bench.report`. What is there already is not run again."""
-    folder, beside = (out / "race").resolve(), []
+    """OUT/race/ours/race.json, for `python -m bench.report`. What is there already is not run again. Nobody finds anything
+    compiled: what torch.compile takes is part of the time of who uses it."""
+    folder, beside = out / "race", []
     for seed in range(1, SEEDS + 1):
         theirs = folder / f"nanogpt-{seed}"
         if nanogpt is None or time.time() > until:
             break
         if not (theirs / "done").exists():
             shutil.rmtree(theirs, ignore_errors=True)
-            command = [sys.executable, "-m", "bench.nanogpt", str(nanogpt.resolve()), "--device", device]
+            command = [sys.executable, "-m", "bench.nanogpt", str(nanogpt), "--device", device]
             command += ["--preset", "shakespeare-char" if device == "cuda" else "shakespeare-char-cpu"]
-            command += ["--data", str(text.resolve()), "--seed", str(seed), "--out", str(theirs)]
-            if _run(command, out / "race.log", until)[0] != 0:
+            command += ["--data", str(text), "--seed", str(seed), "--out", str(theirs)]
+            shutil.rmtree(folder / "compiled", ignore_errors=True)
+            code, _ = _run(command, out / "race.log", until, _caches(folder / "compiled"))
+            if code != 0:
+                console.print(f"race: nanoGPT, seed {seed}, ended with {code}, see race.log; it goes on without")
                 break
             (theirs / "done").touch()
         beside += ["--beside", str(theirs)]
     race = folder / "ours"
-    command = [sys.executable, "-m", "minilm", "race", "--data", str(text.resolve()), "--device", device]
+    command = [sys.executable, "-m", "minilm", "race", "--data", str(text), "--device", device]
     command += ["--out", str(race), *(["--resume"] if race.exists() else []), *beside]
-    if (code := _run(command, out / "race.log", until + 60)[0]) != 0:
+    shutil.rmtree(folder / "compiled", ignore_errors=True)
+    if (code := _run(command, out / "race.log", until + 60, _caches(folder / "compiled"))[0]) != 0:
         console.print(f"race: ended with {code}, see race.log; the same command goes on with it")
 
 
@@ -174,8 +187,7 @@ def assemble(out: Path, machine: dict[str, Any], stages: dict[str, Any]) -> Path
     before = json.loads(path.read_text()) if path.exists() else {}
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     if (out / "rows.jsonl").exists():
-        for line in (out / "rows.jsonl").read_text().splitlines():
-            entry = json.loads(line)
+        for entry in entries(out / "rows.jsonl"):
             if entry["kind"] in rows:
                 rows[entry["kind"]] += entry["rows"]
     record = {"format": 1, "machine": machine, "stages": {**before.get("stages", {}), **stages}, **rows}
@@ -239,8 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--minutes is {options.minutes:g}; it must be above 0")
     if options.nanogpt and not (options.nanogpt / "model.py").is_file():
         parser.error(f"{options.nanogpt} holds no model.py; --nanogpt takes a checkout of nanoGPT")
-    out = options.out
+    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    options.nanogpt = options.nanogpt and options.nanogpt.resolve()
+    options.shakespeare = options.shakespeare and options.shakespeare.resolve()
     if options.shakespeare and not options.shakespeare.is_file():
         parser.error(f"--shakespeare {options.shakespeare} is no file")
     if options.stage == "race" and not options.shakespeare:
@@ -253,10 +267,16 @@ def main(arguments: list[str] | None = None) -> int:
     command = [sys.executable, "-m", "bench.worker", "facts", "--device", options.device]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if asked.returncode:
-        parser.error(
-            f"this machine cannot run on {options.device} ({asked.stderr.strip().splitlines()[-1]}); use --device cpu"
-        )
+        why = (asked.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        parser.error(f"this machine cannot run on {options.device} ({why}); use --device cpu")
     machine = json.loads(asked.stdout.splitlines()[-1])
+    rows = Rows(out / "rows.jsonl")
+    for before in rows.finished.get(MACHINE, []):
+        for what in ("device", "revision"):
+            if before[what] != machine[what]:
+                parser.error(f"{out} holds results of {what} {before[what]}, and this is {machine[what]}; name another")
+    if MACHINE not in rows.finished:
+        rows.write(MACHINE, MACHINE, [{what: machine[what] for what in ("device", "revision")}])
     machine |= {"driver": driver() if options.device == "cuda" else None}
     machine |= {"date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     path = assemble(out, machine, {})

@@ -59,7 +59,7 @@ def contexts_table(memory: Iterable[Row], contexts: Sequence[Row]) -> Table:
     longest = {(row["kernels"], row["checkpoint_activations"]): row["context_length"] for row in contexts}
     head = ["kernels", "MiB a step", "computed again", "longest context", "computed again"]
     rows = [
-        [name, *(_mib(total.get((name, w))) for w in WAYS), *(f"{longest[name, w]:,}" for w in WAYS)]
+        [name, *(_mib(total.get((name, w))) for w in WAYS), *(_count(longest[name, w]) for w in WAYS)]
         for name in dict.fromkeys(row["kernels"] for row in contexts)
     ]
     budget = f"{contexts[0]['budget_bytes'] / 2**30:.3g} GiB"
@@ -77,6 +77,10 @@ def tried_table(tried: Iterable[Row]) -> Table:
 
 def _way(row: Row) -> str:
     return row["kernels"] + ", computed again" * row["checkpoint_activations"]
+
+
+def _count(value: int | None) -> str:
+    return "none" if value is None else f"{value:,}"
 
 
 def _mib(count: int | None) -> str:

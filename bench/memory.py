@@ -1,6 +1,6 @@
 """Memory of a training step by part, and the longest context that trains.
 
-    python -m bench.memory [--preset capstone] [--gigabytes 80] [--device cpu]
+    python -m bench.memory [--preset capstone] [--gigabytes 80] [--dtype bfloat16]
 
 What weights, gradients, moments and activations take is counted, exactly and on any machine: it is what autograd keeps
 from a forward pass on tensors without data. An operation's own scratch memory is not in it, so a context that fits by
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
 import importlib
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from rich.console import Console
 
 from bench import inside, steps, tables, timing
-from bench.contest import FAILED, MEMORY, OK
+from bench.contest import OK
 from kernels.backend import BACKENDS, MODULES, OPS, Backend
 from minilm import hardware
 from minilm.config import PRESETS, RunConfig, build
@@ -51,21 +50,22 @@ def at(preset: str, context_length: int, batch_size: int, checkpointed: bool, de
     return dataclasses.replace(config, train=train)
 
 
-def parts(preset: str, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """A row a way and part, at the preset's own size."""
-    own = build(preset)
+def parts(preset: str, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """A row a way and part: one micro-batch of the preset as it is, but for its vocabulary, which the data decide."""
+    own = build(preset, {"model": {"vocab_size": steps.VOCABULARY}})
     size = own.model.context_length, own.train.batch_size // own.train.grad_accumulation
-    return [
-        {"preset": preset, "context_length": size[0], "batch_size": size[1], "kernels": name}
-        | {"checkpoint_activations": again, "part": part, "bytes": count}
-        for name, again in ways()
-        for part, count in counted(at(preset, *size, again, device), name, dtype).items()
-    ]
+    found = []
+    for name, again in ways():
+        train = dataclasses.replace(own.train, checkpoint_activations=again)
+        for part, count in counted(dataclasses.replace(own, train=train), name, dtype).items():
+            row = {"preset": preset, "context_length": size[0], "batch_size": size[1], "kernels": name}
+            found.append(row | {"checkpoint_activations": again, "part": part, "bytes": count})
+    return found
 
 
 def longest(preset: str, budget: float, device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
-    """A row a way: the longest context, of one sequence, for which `budget` bytes are enough by the count; found to one
-    part in a hundred."""
+    """A row a way: the longest context, of one sequence, for which `budget` bytes are enough by the count, found to one
+    part in a hundred; None where not even SHORTEST fits."""
     for name, again in ways():
 
         def fits(T: int, name: str = name, again: bool = again) -> bool:
@@ -74,10 +74,12 @@ def longest(preset: str, budget: float, device: torch.device, dtype: torch.dtype
         least, most = SHORTEST, SHORTEST
         while most <= LONGEST and fits(most):
             least, most = most, 2 * most
-        while most - least > max(1, least // 100):
+        found = least if least < most else None  # not even the shortest
+        while found is not None and most - least > max(1, least // 100):
             middle = (least + most) // 2
-            least, most = (middle, most) if fits(middle) else (least, middle)
-        yield {"kernels": name, "checkpoint_activations": again, "context_length": least, "budget_bytes": int(budget)}
+            found = least = middle if fits(middle) else least
+            most = most if least == middle else middle
+        yield {"kernels": name, "checkpoint_activations": again, "context_length": found, "budget_bytes": int(budget)}
 
 
 def row_of(preset: str, kernels: str, again: bool, context_length: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -96,6 +98,9 @@ def row_of(preset: str, kernels: str, again: bool, context_length: int, dtype: t
 def tried(row: dict[str, Any], preset: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The row with its status and, where two steps fit on the GPU, peak_bytes and the seconds of the second."""
     config = at(preset, row["context_length"], 1, row["checkpoint_activations"], device)
+    torch._dynamo.reset()  # what was compiled before holds its model
+    steps.clear(device)
+    status, measured, step = OK, {}, None
     try:
         torch.cuda.reset_peak_memory_stats(device)
         step, _ = steps.prepare(steps.Entry(row["kernels"], "off"), config, dtype, device, None)
@@ -105,15 +110,12 @@ def tried(row: dict[str, Any], preset: str, device: torch.device, dtype: torch.d
         step()
         timing.synchronize(device)
         measured = {"step_s": time.perf_counter() - began, "peak_bytes": torch.cuda.max_memory_allocated(device)}
-        return row | measured | {"status": OK}
-    except torch.OutOfMemoryError:
-        return row | {"status": MEMORY}
-    except Exception as error:  # a launch that is too large, an index beyond 32 bits: named, and the end of this way
-        return row | {"status": f"{FAILED}: {type(error).__name__}"}
-    finally:
-        step = None
-        gc.collect()
-        torch.cuda.empty_cache()
+    except Exception as error:  # also a launch that is too large, or an index beyond 32 bits
+        status, reason = steps.status_of(error)
+        status += f": {reason}" * bool(reason)
+    step = None
+    steps.clear(device)
+    return row | measured | {"status": status}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -122,9 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gigabytes", type=float, default=GIGABYTES, help="of a GPU's memory, 2**30 bytes each")
     parser.add_argument("--dtype", choices=list(hardware.DTYPES), default="bfloat16")
     options = parser.parse_args(arguments)
+    if not options.gigabytes > 0:
+        parser.error(f"--gigabytes is {options.gigabytes:g}; it must be above 0")
     console, dtype, cpu = Console(), hardware.DTYPES[options.dtype], torch.device("cpu")
     try:
-        by_part = parts(options.preset, cpu, dtype)
+        by_part = parts(options.preset, dtype)
         found = list(longest(options.preset, options.gigabytes * 2**30, cpu, dtype))
         for table in (inside.memory_table(by_part), inside.contexts_table(by_part, found)):
             console.print(tables.plain_table(*table))

@@ -116,22 +116,30 @@ def against_nanogpt(machine: Machine) -> list[str]:
     """A sentence a size at which nanoGPT was measured: our steps per second over its, mode by mode."""
     said = []
     for size in dict.fromkeys(_train_size(row) for row in machine.train.values()):
-        rows = {row["label"]: row for row in machine.train.values() if _train_size(row) == size and row["step_s"]}
-        ratios = []
-        for label, theirs in rows.items():
-            name, _, mode = label.partition(" ")
-            if name == "nanogpt" and (mine := rows.get(f"{machine.ours} {mode}")):
-                ratio = f"{_floored(theirs['step_s'] / mine['step_s'])} times {mode}"
-                if mine.get("low") and theirs.get("low"):
-                    low, high = theirs["low"] / mine["high"], theirs["high"] / mine["low"]
-                    ratio += f" ({low:.2f} to {high:.2f})"
-                ratios.append(ratio)
-        if ratios:
+        rows = [row for row in machine.train.values() if _train_size(row) == size and row["step_s"]]
+        found = {row["label"]: row for row in rows if not row.get("reason")}  # which is why it was not timed in turns
+        theirs = {label.partition(" ")[2]: row for label, row in found.items() if label.startswith("nanogpt ")}
+        by_dtype: dict[str, list[str]] = {}
+        for exact in ("", " float32"):
+            for mode, other in theirs.items():
+                if mine := found.get(f"{machine.ours} {mode}{exact}"):
+                    ours, has = mine.get("dtype", ""), other.get("dtype", "")
+                    where = f"in {ours}" if ours == has else f"in {ours} where nanoGPT has {has}"
+                    by_dtype.setdefault(where if ours else "", []).append(_ratio(mine, other, mode))
+        if by_dtype:
+            words = "; ".join(f"{where} {', '.join(ratios)}".strip() for where, ratios in by_dtype.items())
             said.append(
                 f"Against nanoGPT at T={size[0]} B={size[1]}, the steps per second of `--kernels {machine.ours}`: "
-                f"{', '.join(ratios)}; steps taken in turns, in one run{_on_threads(machine)}."
+                f"{words} (from the ends of both intervals; steps taken in turns, in one run{_on_threads(machine)})."
             )
     return said
+
+
+def _ratio(mine: Row, theirs: Row, mode: str) -> str:
+    ratio = f"{_floored(theirs['step_s'] / mine['step_s'])} times {mode}"
+    if mine.get("low") and theirs.get("low"):
+        ratio += f" [{theirs['low'] / mine['high']:.2f} to {theirs['high'] / mine['low']:.2f}]"
+    return ratio
 
 
 def _on_threads(machine: Machine) -> str:
@@ -241,7 +249,7 @@ def full_table(machine: Machine) -> str:
         head = "case|pass|provider|time|20-80%|TFLOP/s|GB/s|of floor|host|memory|why not".split("|")
         parts.append("\n".join(markdown_table(head, 0, map(_full_row, machine.rows.values()))))
     if machine.train:
-        head = ["training step", "T", "batch", "a step", "tokens/s", "MFU", "memory", "first step", "why not"]
+        head = ["training step", "T", "batch", "dtype", "a step", "tokens/s", "MFU", "memory", "first step", "why not"]
         parts.append("\n".join(markdown_table(head, 0, map(_full_training_row, machine.train.values()))))
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
@@ -268,12 +276,12 @@ def _full_row(row: Row) -> list[str]:
 
 
 def _full_training_row(row: Row) -> list[str]:
-    case = [row["label"], row["context_length"], row["batch_size"]]
+    case = [row["label"], row["context_length"], row["batch_size"], row.get("dtype", "")]
     if row["tokens_per_s"] is None:
         return [*case, row["status"], *[""] * 4, row.get("reason", "")]
     peak = f"{row['peak_bytes'] / 2**30:.2f} GiB" if row["peak_bytes"] else ""
     step, first = (duration(row[key]) if row.get(key) else "" for key in ("step_s", "first_step_s"))
-    return [*case, step, f"{row['tokens_per_s']:,.0f}", _percent(row["mfu"]), peak, first, ""]
+    return [*case, step, f"{row['tokens_per_s']:,.0f}", _percent(row["mfu"]), peak, first, row.get("reason", "")]
 
 
 def with_part(text: str, part: str, path: Path) -> str:

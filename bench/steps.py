@@ -7,9 +7,11 @@ in a training. Running out of memory is a result.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import io
 import itertools
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ from bench.contest import FAILED, MEMORY, OK
 from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.model import GPT
+from minilm.training import compiling
 from minilm.training.distributed import Team
 from minilm.training.loop import Loop
 from minilm.training.optimizer import build_optimizers
@@ -38,13 +41,19 @@ BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the cl
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to train: a backend of minilm, or "nanogpt"; by train.compile off, on or graphs."""
+    """One way to train: a backend of minilm, or "nanogpt"; by train.compile off, on or graphs; in float32 where that is
+    not what would be used."""
 
     kernels: str
     compile: str
+    float32: bool = False
 
     def __str__(self) -> str:
-        return f"{self.kernels} {MODES[self.compile]}"
+        return f"{self.kernels} {MODES[self.compile]}{' float32' * self.float32}"
+
+    def dtype_of(self, usual: torch.dtype, device: torch.device) -> torch.dtype:
+        theirs = self.kernels == "nanogpt" and device.type != "cuda"  # whose train.py casts on GPUs only
+        return torch.float32 if self.float32 or theirs else usual
 
 
 @dataclass
@@ -77,11 +86,13 @@ class StepRow:
 
 
 def entries(device: torch.device, nanogpt: Path | None = None) -> list[Entry]:
-    """On a GPU every backend, eager, compiled, and as CUDA graphs; on a CPU eager and compiled."""
+    """On a GPU every backend, eager, compiled, and as CUDA graphs; on a CPU eager and compiled, also in float32 like
+    nanoGPT."""
     names = [name for name in kernels.available(device) if name != "triton" or device.type == "cuda"]
     names = [*reversed(names), *(["nanogpt"] if nanogpt else [])]
     modes = ("off", "on", "graphs") if device.type == "cuda" else ("off", "on")
-    return [Entry(name, mode) for name in names for mode in modes if not (name == "nanogpt" and mode == "graphs")]
+    found = [Entry(name, mode) for name in names for mode in modes if not (name == "nanogpt" and mode == "graphs")]
+    return found if device.type == "cuda" else [*found, Entry("torch", "off", True), Entry("torch", "on", True)]
 
 
 def sizes(device: torch.device) -> list[tuple[str, int, int]]:
@@ -121,17 +132,19 @@ def measure(
     config = config_of(preset, context_length, batch_size, device, comparable=True)
     dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
     torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
-    rows, steps = [], {}
+    timing.start(device)
+    rows, steps, step = [], {}, None
     for entry in chosen:
         row = StepRow(str(entry), entry.kernels, entry.compile != "off", context_length, batch_size)
-        theirs = entry.kernels == "nanogpt" and device.type != "cuda"  # which casts on GPUs only
-        row.dtype = "float32" if theirs else str(dtype).removeprefix("torch.")
+        used = entry.dtype_of(dtype, device)
+        row.dtype = str(used).removeprefix("torch.")
         rows.append(row)
-        with _failures(row):
-            gc.collect()
+        step = None  # of an entry that failed, whose memory is to be free
+        clear(device)
+        with failures(row):
             before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
             start = time.perf_counter()
-            step, row.parameters = prepare(entry, config, dtype, device, nanogpt)
+            step, row.parameters = prepare(entry, config, used, device, nanogpt)
             step()
             timing.synchronize(device)
             row.first_step_s = time.perf_counter() - start
@@ -142,13 +155,17 @@ def measure(
     block = BLOCK[device.type]
     calls = {label: (lambda step=step: [step() for _ in range(block)][-1]) for label, step in steps.items()}
     found: dict[str, timing.Times] = {}
-    try:
-        found = timing.in_turn(calls, device, seconds) if calls else {}
-    except Exception:  # one of them: then each alone, so that the others have their times
+    together = StepRow("all in turns", "", False, context_length, batch_size)
+    with failures(together):
+        found = timing.in_turn(calls, device, seconds, host=False) if calls else {}
+    if together.status != OK:  # because of one of them: then each alone, so that the others have their times
+        clear(device)
         for row in rows:
             if row.label in calls:
-                with _failures(row, "while it was timed"):
-                    found |= timing.in_turn({row.label: calls[row.label]}, device, seconds / len(calls))
+                with failures(row, "while it was timed"):
+                    found |= timing.in_turn({row.label: calls[row.label]}, device, seconds / len(calls), host=False)
+                    row.reason = "timed alone, not in turns"
+                clear(device)
     peak_rate = hardware.peak_flops(device, dtype)
     with torch.device("meta"):
         flops = GPT(config.model).flops_per_token()
@@ -166,16 +183,30 @@ def measure(
 
 
 @contextlib.contextmanager
-def _failures(row: StepRow, when: str = "in the first step"):
-    """What stops an entry becomes its status."""
+def failures(row: Any, when: str = "in the first step"):
+    """What stops an entry becomes its status and reason. A device that can no longer be trusted goes through."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        row.status, row.reason = MEMORY, when
     except Exception as error:  # whatever a compiler, a library or a driver comes up with
-        row.status, row.reason = FAILED, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"[:200]
-    if row.status != OK and torch.cuda.is_available():
-        gc.collect()
+        row.status, row.reason = status_of(error)
+        row.reason = row.reason or when
+
+
+def status_of(error: Exception) -> tuple[str, str]:
+    """(status, reason). Raises the error again where the device is lost: nothing after it would mean anything."""
+    words = next(iter(str(error).strip().splitlines()), "")
+    if isinstance(error, torch.OutOfMemoryError) or re.search(r"out of memory|ALLOC_FAILED", str(error)):
+        return MEMORY, ""
+    lost = ("illegal memory access", "misaligned address", "device-side assert", "launch failure")
+    if isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in lost):
+        raise error
+    return FAILED, f"{type(error).__name__}: {words}"[:200]
+
+
+def clear(device: torch.device) -> None:
+    """Give back what nothing holds any more. Not to be called while an exception does."""
+    gc.collect()
+    if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
@@ -193,7 +224,9 @@ def prepare(
     with torch.device(device):
         model = GPT(config.model, kernels.select(entry.kernels, device), dtype)
     model.checkpoint_activations = config.train.checkpoint_activations
-    loop = _loop(config, model, entry.compile)
+    train = dataclasses.replace(config.train, compile=entry.compile)
+    compiling.check(train, device)
+    loop = _loop(dataclasses.replace(config, train=train), model)
 
     def step() -> Any:
         loop.unread.clear()
@@ -203,12 +236,10 @@ def prepare(
     return step, model.count_parameters()["total"]
 
 
-def _loop(config: RunConfig, model: GPT, compile: str) -> Loop:
+def _loop(config: RunConfig, model: GPT) -> Loop:
     """The training loop without a run folder and without data: only its update is called."""
-    import dataclasses
-
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, compile=compile))
-    facts = {"tokens_per_step": config.train.batch_size * config.model.context_length, "compile": compile}
+    tokens = config.train.batch_size * config.model.context_length
+    facts = {"tokens_per_step": tokens, "compile": config.train.compile}
     optimizers = build_optimizers(model, config.train)
     parts = Parts(config, None, None, model, optimizers, facts, None)
     loop = Loop(parts, None, Console(file=io.StringIO()), [], Team())

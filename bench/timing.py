@@ -1,7 +1,7 @@
 """Time and memory of calls, measured side by side.
 
-On a GPU: device time by events, each call with a cold L2 cache, after the chip is warm. On a CPU: wall time, caches as
-the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever drifts
+On a GPU: device time by events, each call begun with a cold L2 cache, after the chip is warm. On a CPU: wall time, caches
+as the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever drifts
 (clocks, temperature, neighbours) drifts for all of them.
 """
 
@@ -16,6 +16,7 @@ import torch
 from scipy import stats
 
 Call = Callable[[], object]
+LEAST = 6  # rounds: the least and the largest of fewer are no 95% interval of their median
 
 
 @dataclass(frozen=True)
@@ -50,23 +51,24 @@ def synchronize(device: torch.device) -> None:
 
 
 def in_turn(
-    calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: int | None = None
+    calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: int | None = None, host: bool = True
 ) -> dict[str, Times]:
-    """Times of every call, over as many rounds as fit into about `seconds` (5 to 200), or over `rounds`.
+    """Times of every call, over as many rounds as fit into about `seconds` (LEAST to 200), or over `rounds`; with `host`
+    on a GPU the host's own seconds too.
 
     Each call has been made twice before it is timed; what it raises goes through.
     """
     names = list(calls)
     once = _once(device)
     costs = [_seconds_of(calls[name], device) for name in names for _ in (0, 1)][1::2]
-    rounds = rounds or min(max(int(seconds / max(sum(costs), 1e-9)), 5), 200)
+    rounds = rounds or min(max(int(seconds / max(sum(costs), 1e-9)), LEAST), 200)
     found: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(turn + i) % len(names)]
             found[name].append(once(calls[name]))
-    host = {name: _host_seconds(calls[name], device) if device.type == "cuda" else None for name in names}
-    return {name: Times(tuple(found[name]), host[name]) for name in names}
+    own = {name: _host_seconds(calls[name], device) for name in names} if host and device.type == "cuda" else {}
+    return {name: Times(tuple(found[name]), own.get(name)) for name in names}
 
 
 def _seconds_of(call: Call, device: torch.device) -> float:
@@ -94,6 +96,14 @@ def _once(device: torch.device) -> Callable[[Call], float]:
 
     warm_up(device)
     return once
+
+
+def start(device: torch.device) -> None:
+    """Have a device's libraries loaded, and their workspaces allocated, before what comes first is charged for them."""
+    if device.type == "cuda":
+        x = torch.ones(256, 256, device=device, dtype=torch.bfloat16, requires_grad=True)
+        (x @ x).sum().backward()
+        synchronize(device)
 
 
 def warm_up(device: torch.device, seconds: float = 0.5) -> None:

@@ -48,7 +48,8 @@ def ops(rows: Rows, device: torch.device, until: float, seconds: float, **_: Any
 
 def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogpt: Path | None, **_: Any) -> None:
     """Steps at the first size, where their time goes and what memory they take; steps at the other sizes; contexts."""
-    sizes = {f"{preset} {T} x {B}": (preset, T, B) for preset, T, B in steps.sizes(device)}
+    beside = " beside nanoGPT" if nanogpt else ""  # a size that was measured without is measured again
+    sizes = {f"{preset} {T} x {B}{beside}": (preset, T, B) for preset, T, B in steps.sizes(device)}
     chosen = steps.entries(device, nanogpt)
 
     def take(keys: list[str], chosen: list[steps.Entry]) -> None:
@@ -94,7 +95,7 @@ def weigh(rows: Rows, device: torch.device, until: float) -> None:
     dtype = torch.bfloat16
     budget = hardware.memory(device)[1] if device.type == "cuda" else memory.GIGABYTES * 2**30
     found = {
-        "memory": lambda: memory.parts(CAPSTONE, device, dtype),
+        "memory": lambda: memory.parts(CAPSTONE, dtype),
         "contexts": lambda: list(memory.longest(CAPSTONE, budget, device, dtype)),
     }
     for kind, measure in found.items():

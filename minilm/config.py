@@ -299,7 +299,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 ON_RESUME = {
-    "train": {"steps", "kernels", "device", "log_interval", "sample_interval", "checkpoint_interval", "shard"}
+    "train": {
+        "steps",
+        "kernels",
+        "device",
+        "compile",
+        "log_interval",
+        "sample_interval",
+        "checkpoint_interval",
+        "shard",
+    }
     | {"grad_accumulation", "keep_last", "on_spike", "checkpoint_activations", "log"}
 }
 

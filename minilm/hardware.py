@@ -160,7 +160,7 @@ def git_revision() -> str | None:
         return None
 
 
-def compiler_missing(device: torch.device) -> bool:
+def compiler_missing() -> bool:
     """Whether torch.compile has no C++ compiler to call."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
     return not any(shutil.which(name) for name in names)

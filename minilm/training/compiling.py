@@ -12,7 +12,7 @@ from minilm.config import TrainConfig
 from minilm.errors import UserError
 
 OFF, ON, GRAPHS = "off", "on", "graphs"
-# On a CPU compiling took 27 to 30 s and made a step 9 to 21% shorter, so a training has to last some five minutes to
+# On a CPU compiling took 16 to 30 s and made a step 9 to 21% shorter, so a training has to last some five minutes to
 # win anything; auto asks for twice that, by what small models reach on a thread (LOG.md, "compile").
 CPU_SECONDS, CPU_FLOPS_PER_THREAD = 600, 5e10
 GPU_STEPS = 2000  # some minutes; not measured yet
@@ -20,7 +20,7 @@ GPU_STEPS = 2000  # some minutes; not measured yet
 
 def check(config: TrainConfig, device: torch.device, processes: int = 1) -> None:
     """Raises UserError for what cannot be done here."""
-    if config.compile in (ON, GRAPHS) and hardware.compiler_missing(device):
+    if config.compile in (ON, GRAPHS) and hardware.compiler_missing():
         raise UserError(
             f"train.compile is {config.compile!r}, which needs a C++ compiler, and none was found; install g++ or "
             f"clang++, set CXX, or take off."
@@ -35,15 +35,16 @@ def check(config: TrainConfig, device: torch.device, processes: int = 1) -> None
 def decide(
     config: TrainConfig, flops_per_token: int, tokens_per_step: int, device: torch.device, earlier: str | None = None
 ) -> tuple[str, str]:
-    """("off", "on" or "graphs", why), by the size of the training alone, so that the same training gets the same bits.
+    """("off", "on" or "graphs", why), by the arithmetic of the training, the device and the threads: never by the clock,
+    so that the same training on the same machine gets the same bits.
 
-    earlier: what a run that is resumed was begun with; auto keeps to it.
+    earlier: what a run that is resumed was begun with; auto keeps to it where it can.
     """
     if config.compile != "auto":
         return config.compile, "asked for"
-    if earlier is not None:
+    if earlier in (OFF, ON) and (earlier == OFF or not hardware.compiler_missing()):
         return earlier, "as the run was begun"
-    if hardware.compiler_missing(device):
+    if hardware.compiler_missing():
         return OFF, "there is no C++ compiler"
     if config.exact_reduction or config.shard:  # the same bits whatever the threads; and FSDP's hooks are not for it
         return OFF, f"not with {'exact reduction' if config.exact_reduction else 'shards'}"
@@ -61,9 +62,12 @@ class Compiled:
     """A module through torch.compile; where it was not asked for by name and the compiler fails, the module itself."""
 
     def __init__(self, module: torch.nn.Module, how: str, asked: bool, warn: Callable[[str], None]):
-        mode = "reduce-overhead" if how == GRAPHS else None  # CUDA graphs
+        graphs: dict[str, Any] = {
+            "triton.cudagraphs": True,
+            "triton.cudagraph_or_error": True,
+        }  # else they could be left out unsaid
         self.module, self.asked, self.warn = module, asked, warn
-        self.call: Callable[..., Any] = torch.compile(module, mode=mode)
+        self.call: Callable[..., Any] = torch.compile(module, options=graphs if how == GRAPHS else None)
         self.graphs = how == GRAPHS
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -72,7 +76,7 @@ class Compiled:
         try:
             return self.call(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             if self.asked:
                 raise UserError(f"torch.compile failed ({reason}); take train.compile=off.") from None
             self.warn(f"torch.compile failed ({reason}), so this goes on without it")

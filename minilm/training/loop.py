@@ -227,7 +227,14 @@ class Loop:
         how, asked = self.facts["compile"], self.config.train.compile != "auto"
         if how == compiling.OFF:
             return module
-        return compiling.Compiled(module, how, asked, lambda warning: self.warn(self.state.step, warning))
+        return compiling.Compiled(module, how, asked, self.not_compiled)
+
+    def not_compiled(self, warning: str) -> None:
+        self.warn(self.state.step, warning)
+        self.facts |= {"compile": compiling.OFF, "compile_reason": "the compiler failed"}
+        if self.team.first:
+            path = self.run.path / journal.CONFIG
+            journal.write_json(path, journal.read_json(path) | {"facts": self.facts})
 
     def set_clock(self) -> None:
         """Time runs from where the state has it."""

@@ -55,7 +55,8 @@ def step_or_take_back(bad: Tensor, muon: torch.optim.Optimizer) -> None:
     """step_unless() by copies of weights and momentum, which the host need not wait for."""
     parameters = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
     for p in parameters:
-        muon.state[p].setdefault("momentum_buffer", torch.zeros_like(p))  # else there is none yet to go back to
+        if "momentum_buffer" not in muon.state[p]:  # there is none yet to go back to
+            muon.state[p]["momentum_buffer"] = torch.zeros_like(p)
     held = [tensor for p in parameters for tensor in (p, muon.state[p]["momentum_buffer"])]
     before = [tensor.clone() for tensor in held]
     muon.step()

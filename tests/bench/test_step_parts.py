@@ -5,6 +5,7 @@ import torch
 
 import kernels
 from bench import breakdown, inside, memory, steps
+from minilm.config import build
 from minilm.training.facts import estimate_memory
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def test_the_parts_of_a_step_are_what_it_takes():
 
 
 def test_memory_by_part_adds_up_to_the_estimate_and_the_fused_kernels_keep_less():
-    found = memory.parts("tiny", CPU, torch.float32)
+    found = memory.parts("tiny", torch.float32)
     totals = {}
     for row in found:
         key = row["kernels"], row["checkpoint_activations"]
@@ -83,7 +84,8 @@ def test_memory_by_part_adds_up_to_the_estimate_and_the_fused_kernels_keep_less(
     assert set(totals) == set(memory.ways())
     for name in ("reference", "torch"):
         for again in (False, True):
-            config = memory.at("tiny", 32, 8, again, CPU)
+            changes = {"model": {"vocab_size": steps.VOCABULARY}, "train": {"checkpoint_activations": again}}
+            config = build("tiny", changes)
             assert totals[name, again] == estimate_memory(config, kernels.select(name), torch.float32, torch.float32)
     assert totals["triton", False] < totals["reference", False] and totals["torch", True] < totals["torch", False]
 
@@ -112,4 +114,6 @@ def test_the_longest_context_fits_and_a_longer_one_does_not():
         ]
         assert need[0] <= budget < need[1]
     assert found["torch", False] > 4 * found["reference", False]
+    none = memory.longest("tiny", 2**20, CPU, torch.float32)
+    assert {row["context_length"] for row in none} == {None}
     assert found["torch", True] > found["torch", False]

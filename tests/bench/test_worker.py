@@ -24,13 +24,17 @@ def test_what_crashed_is_named_and_what_was_stopped_is_taken_again(tmp_path):
     rows = Rows(path)
     for key in rows.units("ops", ["done"], float("inf"), lambda _: []):
         rows.write("ops", key, [{"x": 1}])
-    begun(path, "stopped").stop()
-    begun(path, "crashed")
+    begun(path, "stopped")
+    begun(path, "crashed").crash()
+    for _ in range(3):
+        begun(path, "hangs")
+    with path.open("a") as file:
+        file.write('{"kind": "ops", "key": "cut')
     rows = Rows(path)
-    assert rows.finished == {"done": [{"x": 1}]} and rows.crashed == {"crashed"}
-    keys = list(rows.units("ops", ["done", "stopped", "crashed", "new"], float("inf"), lambda key: [{"crashed": key}]))
-    assert keys == ["stopped", "new"]
-    assert Rows(path).finished == {"done": [{"x": 1}], "crashed": [{"crashed": "crashed"}]}
+    assert rows.finished == {"done": [{"x": 1}]} and rows.crashed == {"crashed", "hangs"}
+    keys = ["done", "stopped", "crashed", "hangs", "new"]
+    assert list(rows.units("ops", keys, float("inf"), lambda key: [{"crashed": key}])) == ["stopped", "new"]
+    assert Rows(path).finished == {"done": [{"x": 1}]} | {key: [{"crashed": key}] for key in ("crashed", "hangs")}
     assert list(Rows(path).units("ops", ["late"], time.time() - 1, lambda _: [])) == []
 
 
@@ -64,7 +68,8 @@ def test_contexts_are_doubled_until_one_does_not_fit_and_a_resumed_run_goes_on(t
 
     monkeypatch.setattr(memory, "tried", tried)
     monkeypatch.setattr(memory, "ways", lambda: [("reference", False), ("torch", True)])
-    rows = begun(tmp_path / "rows.jsonl", "reference at 2048")
+    begun(tmp_path / "rows.jsonl", "reference at 2048").crash()
+    rows = Rows(tmp_path / "rows.jsonl")
     worker.try_contexts(rows, CPU, float("inf"))
     assert asked == [("torch", True, T) for T in (1024, 2048, 4096, 8192)] + [("reference", False, 1024)]
     assert rows.finished["reference at 2048"][0]["status"] == "crashed"

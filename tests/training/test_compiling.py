@@ -18,7 +18,7 @@ HOUR = 3600 * compiling.CPU_FLOPS_PER_THREAD  # FLOPs of one thread
 @pytest.fixture
 def compiler(monkeypatch):
     """A C++ compiler, and one thread, wherever this runs."""
-    monkeypatch.setattr("minilm.hardware.compiler_missing", lambda device: False)
+    monkeypatch.setattr("minilm.hardware.compiler_missing", lambda: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
@@ -60,11 +60,19 @@ def test_where_bits_must_not_depend_on_threads_or_weights_are_cut_it_is_off(comp
 def test_what_is_asked_for_is_done_and_what_was_begun_is_kept(compiler):
     for how in ("off", "on", "graphs"):
         assert decide(TrainConfig(compile=how), HOUR, 1, CUDA, "off") == (how, "asked for")
+    for how in ("off", "on"):
         assert decide(TrainConfig(), HOUR, 1, CPU, how) == (how, "as the run was begun")
 
 
+def test_what_was_begun_and_cannot_be_here_is_decided_anew(monkeypatch):
+    monkeypatch.setattr("minilm.hardware.compiler_missing", lambda: True)
+    assert decide(TrainConfig(), HOUR, 1, CPU, "on") == ("off", "there is no C++ compiler")
+    monkeypatch.setattr("minilm.hardware.compiler_missing", lambda: False)
+    assert decide(TrainConfig(), 1.0, 1, CPU, "graphs")[0] == "off"
+
+
 def test_without_a_compiler_auto_is_off_and_on_is_refused(monkeypatch):
-    monkeypatch.setattr("minilm.hardware.compiler_missing", lambda device: True)
+    monkeypatch.setattr("minilm.hardware.compiler_missing", lambda: True)
     assert decide(TrainConfig(steps=10**6), HOUR, 1, CUDA) == ("off", "there is no C++ compiler")
     for how in ("on", "graphs"):
         with pytest.raises(UserError, match=rf"train.compile is '{how}', which needs a C\+\+ compiler"):
@@ -99,9 +107,9 @@ class TestRun:
         """torch.compile, so that what it makes is only counted."""
         calls = []
 
-        def compile(module, mode=None):
+        def compile(module, options=None):
             def call(*inputs):
-                calls.append(mode)
+                calls.append(options)
                 return module(*inputs)
 
             return call
@@ -124,9 +132,20 @@ class TestRun:
         assert (facts["compile"], facts["compile_reason"]) == ("on", "as the run was begun")
         assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
+    def test_how_it_is_compiled_may_change_on_resume_and_is_journalled(self, calls, tmp_path, text_file):
+        config = reduced("tiny", text_file, compile="on")
+        with pytest.MonkeyPatch.context() as patch:
+            stop_after(3, patch)
+            run(config, tmp_path / "run")
+        run(reduced("tiny", text_file, compile="off"), tmp_path / "run", resume=True)
+        assert len(calls) == 3
+        events = journal.read_rows(tmp_path / "run" / "events.jsonl")
+        changed = [event["message"] for event in events if event["event"] == "config_change"]
+        assert changed == ["train.compile from on to off"]
+
     @pytest.fixture
     def broken(self, compiler, monkeypatch):
-        def compile(module, mode=None):
+        def compile(module, options=None):
             def call(*inputs):
                 raise torch._dynamo.exc.InternalTorchDynamoError("the linker is not there\nand more")
 
@@ -143,6 +162,8 @@ class TestRun:
         events = journal.read_rows(tmp_path / "run" / "events.jsonl")
         said = [event["message"] for event in events if event["event"] == "warning"]
         assert said == ["torch.compile failed (the linker is not there), so this goes on without it"]
+        facts = journal.read_facts(tmp_path / "run")
+        assert (facts["compile"], facts["compile_reason"]) == ("off", "the compiler failed")
 
     def test_where_it_fails_and_was_asked_for_it_is_a_sentence(self, broken, tmp_path, text_file):
         with pytest.raises(UserError, match=r"torch.compile failed .the linker is not there.; take train.compile=off"):
