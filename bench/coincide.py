@@ -3,7 +3,8 @@
     python -m bench.coincide --out results/coincide [--preset quick] [--steps 400] [--seeds 5] [--resume]
 
 From naive training (the reference, float32, eager) each of these is switched on alone, then all together: the fused
-kernels, 16-bit products, torch.compile, activations computed again; on a GPU also the Triton kernels and CUDA graphs.
+kernels, 16-bit products, torch.compile, activations computed again; on a GPU also the Triton kernels, which are then
+those of all together, and CUDA graphs, alone only.
 The same seeds, batches and schedules; trials go on where they were killed, and the folder has a study's report with all
 curves. What decides is the equivalence test of `minilm ablate --axes kernels`, with its margin: paired by seed, is the
 mean difference of the final validation losses within it? Beside it the largest difference of any two training losses.
@@ -30,7 +31,7 @@ from minilm.studies import design, statistics
 from minilm.studies.ablation import MARGIN, largest_difference
 from minilm.studies.design import Arm
 from minilm.studies.study import Plan, baseline_of, report_study
-from minilm.studies.trials import Outcome, Study, run_trials
+from minilm.studies.trials import FAILED, Outcome, Study, run_trials
 
 AXIS = "speed and memory"
 RESULT = "coincide.json"
@@ -48,7 +49,7 @@ def arms_of(preset: str, steps: int, data: str | None, device: torch.device) -> 
         **({"triton kernels": {"kernels": "triton"}} if best == "triton" else {}),
         "bfloat16": {"dtype": "bfloat16"},
         "compiled": {"compile": "on"},
-        **({"graphs": {"compile": "graphs"}} if device.type == "cuda" else {}),
+        **({"graphs": {"compile": "graphs"}} if device.type == "cuda" and base.train.grad_accumulation == 1 else {}),
         "activations again": {"checkpoint_activations": True},
     }
     together = {"kernels": best, "dtype": "bfloat16", "compile": "on", "checkpoint_activations": True}
@@ -59,19 +60,23 @@ def arms_of(preset: str, steps: int, data: str | None, device: torch.device) -> 
 
 
 def verdicts(outcomes: Sequence[Outcome], folders: Mapping[str, Path], margin: float = MARGIN) -> list[dict[str, Any]]:
-    """A row an arm: the test, the largest difference at one step and seed, and how much faster the steps were."""
+    """A row an arm: the test, and the largest difference at one step and seed. An arm of which a trial failed is not
+    judged, and nothing is where a trial of naive training failed: UserError."""
     arms: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         if outcome.axis != design.CONTROL:
             arms.setdefault(outcome.arm, []).append(outcome)
     naive = arms.pop(design.BASELINE)
+    if failed := [o for o in naive if o.status == FAILED]:
+        raise UserError(f"Naive training failed ({failed[0].reason}); --resume tries it again.")
     found = []
     for label, side in arms.items():
         losses = [[(o.seed, o.val_loss) for o in trials] for trials in (naive, side)]
         test = statistics.equivalence(*losses, margin)
+        failed = next((o for o in side if o.status == FAILED), None)
         found.append(
             {"arm": label, "seeds": test.n, "difference": test.difference, "low": test.low, "high": test.high}
-            | {"margin": margin, "p": test.p, "verdict": test.verdict}
+            | {"margin": margin, "p": test.p, "verdict": f"failed: {failed.reason}" if failed else test.verdict}
             | {"largest_difference": largest_difference(naive, side, folders)}
         )
     return found
@@ -101,6 +106,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args(arguments)
+    if a.seeds < 1 or a.steps < 1:
+        parser.error(
+            f"--seeds is {a.seeds} and --steps {a.steps}; both must be at least 1, and 3 seeds to judge anything"
+        )
     console = Console(highlight=False, soft_wrap=True)
     try:
         arms = arms_of(a.preset, a.steps, a.data, hardware.resolve_device(a.device))

@@ -94,8 +94,8 @@ def _caches(folder: Path) -> dict[str, str]:
 
 
 def run_race(out: Path, device: str, until: float, nanogpt: Path | None, text: Path) -> None:
-    """OUT/race/ours/race.json, for `python -m bench.report`. What is there already is not run again. Nobody finds anything
-    compiled: what torch.compile takes is part of the time of who uses it."""
+    """OUT/race/ours/race.json, for `python -m bench.report`. What is there already is not run again. Nobody finds
+    anything compiled: what torch.compile takes is part of the time of who uses it."""
     folder, beside = out / "race", []
     for seed in range(1, SEEDS + 1):
         theirs = folder / f"nanogpt-{seed}"
@@ -229,7 +229,11 @@ def show(path: Path) -> None:
         console.print(tables.steps_table(found, f"Training steps on {device}"))
     found = list(inside.time_tables(record["breakdown"]))
     found += [inside.memory_table(record["memory"])] if record["memory"] else []
-    found += [inside.contexts_table(record["memory"], record["contexts"])] if record["contexts"] else []
+    found += (
+        [inside.contexts_table(record["memory"], record["contexts"], record["contexts tried"])]
+        if record["contexts"]
+        else []
+    )
     found += [inside.tried_table(record["contexts tried"])] if record["contexts tried"] else []
     for table in found:
         console.print(tables.plain_table(*table))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from bench.contest import OK
 from bench.records import Machine, digits
 
 Row = dict[str, Any]
@@ -49,9 +50,9 @@ def memory_table(memory: Sequence[Row]) -> Table:
     return f"Memory of a step, MiB, by the count: {size}", ["part", *columns], rows
 
 
-def contexts_table(memory: Iterable[Row], contexts: Sequence[Row]) -> Table:
+def contexts_table(memory: Iterable[Row], contexts: Sequence[Row], tried: Iterable[Row] = ()) -> Table:
     """A row a set of kernels: the memory of a step, and the longest context that fits into the budget, each with
-    activations kept and computed again."""
+    activations kept and computed again; with what was tried, the longest that ran, too."""
     total: dict[tuple[str, bool], int] = {}
     for row in memory:
         key = row["kernels"], row["checkpoint_activations"]
@@ -62,6 +63,14 @@ def contexts_table(memory: Iterable[Row], contexts: Sequence[Row]) -> Table:
         [name, *(_mib(total.get((name, w))) for w in WAYS), *(_count(longest[name, w]) for w in WAYS)]
         for name in dict.fromkeys(row["kernels"] for row in contexts)
     ]
+    ran: dict[tuple[str, bool], int] = {}
+    for row in tried:
+        if row["status"] == OK:
+            key = row["kernels"], row["checkpoint_activations"]
+            ran[key] = max(ran.get(key, 0), row["context_length"])
+    if ran:
+        head += ["tried", "computed again"]
+        rows = [[*cells, *(_count(ran.get((cells[0], w))) for w in WAYS)] for cells in rows]
     budget = f"{contexts[0]['budget_bytes'] / 2**30:.3g} GiB"
     return f"Memory of a step, and the longest context of one sequence in {budget}", head, rows
 

@@ -66,11 +66,9 @@ def prepare(
         ).to(device)  # fmt: skip
         optimizer = model.configure_optimizers(t.weight_decay, t.lr, (t.beta1, t.beta2), device.type)
     forward = torch.compile(model) if compiled else model
-    # its train.py casts on GPUs only
-    cast = torch.autocast(device.type, dtype) if device.type == "cuda" else contextlib.nullcontext()
 
     def step(batch: torch.Tensor) -> torch.Tensor:
-        with cast:
+        with casting(device, dtype):
             _, loss = forward(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), t.grad_clip or math.inf)
@@ -79,6 +77,11 @@ def prepare(
         return loss
 
     return model, optimizer, step
+
+
+def casting(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Its train.py casts on GPUs only, in training and evaluation."""
+    return torch.autocast(device.type, dtype) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def train(folder: Path, config: RunConfig, out: Path) -> None:
@@ -103,7 +106,8 @@ def train(folder: Path, config: RunConfig, out: Path) -> None:
                 timing.synchronize(device)
                 wall += 0.0 if began is None else time.perf_counter() - began
                 began = None  # the clock stands still meanwhile
-                loss = evaluate(model, data.val, T, device)
+                with casting(device, dtype):
+                    loss = evaluate(model, data.val, T, device)
                 print(f"step {number}: validation loss {loss:.4f}, {wall:.1f} s", flush=True)
                 rows.write(json.dumps({"step": number, "val_loss": loss, "wall": wall}) + "\n")
             if number == t.steps:
@@ -141,7 +145,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args()
-    settings = {"seed": a.seed, "device": a.device} | ({"steps": a.steps} if a.steps else {})
+    settings = {"seed": a.seed, "device": a.device} | ({} if a.steps is None else {"steps": a.steps})
     try:
         train(a.nanogpt, build(a.preset, {"train": settings, "data": {"source": a.data}}), a.out)
     except UserError as error:

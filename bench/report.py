@@ -233,7 +233,7 @@ def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> s
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
     if machine.contexts and machine.memory:
-        title, head, rows = inside.contexts_table(machine.memory, machine.contexts)
+        title, head, rows = inside.contexts_table(machine.memory, machine.contexts, machine.tried)
         parts.append(f"{title} (the capstone in bfloat16, {COUNTED}).")
         parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
     parts += [part for race in machine.races for part in _race(race)]

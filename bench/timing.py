@@ -1,7 +1,7 @@
 """Time and memory of calls, measured side by side.
 
-On a GPU: device time by events, each call begun with a cold L2 cache, after the chip is warm. On a CPU: wall time, caches
-as the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever drifts
+On a GPU: device time by events, each call begun with a cold L2 cache, after the chip is warm. On a CPU: wall time,
+caches as the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever drifts
 (clocks, temperature, neighbours) drifts for all of them.
 """
 

@@ -148,8 +148,8 @@ def test_where_time_and_memory_go_is_told(written, tmp_path):
     more = {"breakdown": [step | dict(zip(names, part, strict=True)) for part in parts]}
     more |= {"memory": by_part, "contexts": longest, "contexts tried": tried}
     _, text = written(results([op_row("torch", 2e-3)], **more))
-    head = ["kernels", "MiB a step", "computed again", "longest context", "computed again"]
-    assert table(text, "kernels") == [head, ["torch", "3", "2", "1,000", "1,001"]]
+    head = ["kernels", "MiB a step", "computed again", "longest context", "computed again", "tried", "computed again"]
+    assert table(text, "kernels") == [head, ["torch", "3", "2", "1,000", "1,001", "none", "2,048"]]
     assert "the longest context of one sequence in 2 GiB" in text
     full = (tmp_path / "results" / "abacus.md").read_text()
     assert "## Where the time of a step goes: p, 64 x 2, torch eager, 3 ms by the clock" in full

@@ -2,10 +2,13 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 from bench import coincide
+from minilm.errors import UserError
 from minilm.studies.design import BASELINE, CONTROL
+from minilm.studies.trials import FAILED
 from tests.report.ablation_lab import Lab
 
 
@@ -39,5 +42,14 @@ def test_the_same_within_the_margin_another_model_and_one_that_differs_at_a_step
     assert same["seeds"] == 4 and abs(same["difference"] - 5e-5) < 1e-12 and same["low"] < 5e-5 < same["high"] < 0.01
     assert abs(worse["difference"] - 0.05005) < 1e-9 and worse["largest_difference"] == 0
     assert 0.05 < unsteady["largest_difference"] < 0.1  # of step 99 or so, where they lie 0.1 apart at most
+    lab.trial("broken", coincide.AXIS, 1, status=FAILED)
+    folders = {outcome.id: tmp_path / outcome.id for outcome in lab.outcomes}
+    assert coincide.verdicts(lab.outcomes, folders)[-1]["verdict"] == "failed: it was not to be"
+    lab.trial(BASELINE, BASELINE, 5, status=FAILED)
+    with pytest.raises(UserError, match=r"Naive training failed .it was not to be.; --resume tries it again"):
+        coincide.verdicts(lab.outcomes, lab.runs)
+    with pytest.raises(SystemExit) as ended:
+        coincide.main(["--seeds", "0", "--out", str(tmp_path / "none")])
+    assert ended.value.code == 2
     _, head, cells = coincide.table_of(rows)
     assert all(len(row) == len(head) for row in cells) and cells[0][2] == "+0.00005"

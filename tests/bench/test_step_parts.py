@@ -62,6 +62,15 @@ def test_the_floors_of_the_capstone_are_those_that_were_derived():
     assert sum(found.values()) == pytest.approx(5.5 + found["loss"], abs=0.1)  # they left out the head and its loss
 
 
+def test_a_gated_activation_reads_and_writes_twice_as_much_on_one_side():
+    """SwiGLU: two in, one out, and back three in, two out; GELU: one in, one out, and back two in, one out."""
+    plain, gated = (
+        breakdown.floors(build("tiny", {"model": {"vocab_size": 9, "d_ff": 64, "activation": a}}), torch.bfloat16, 1, 1)
+        for a in ("gelu", "swiglu")
+    )
+    assert gated["activation"] == pytest.approx(plain["activation"] * 8 / 5)
+
+
 def test_the_parts_of_a_step_are_what_it_takes():
     whole, parts = breakdown.measure("tiny", 32, 8, steps.Entry("torch", "off"), CPU, (1e11, 1e10))
     by_name = {part.part: part for part in parts}
@@ -99,6 +108,13 @@ def test_the_two_commands_print_their_tables(capsys):
     assert "tiny, 32 x 8, torch eager" in said and "matrix products" in said and "by the clock" in said
     assert breakdown.main(["--preset", "tiny", "--device", "cuda:99"]) == 2
     assert "cuda:99" in capsys.readouterr().err
+    for wrong, said in ((["--kernels", "triton"], "--kernels triton cannot run"), (["--compile", "graphs"], "one GPU")):
+        assert breakdown.main(["--preset", "tiny", "--device", "cpu", *wrong]) == 2
+        assert said in capsys.readouterr().err
+    for gigabytes in ("0", "-3"):
+        with pytest.raises(SystemExit) as ended:
+            memory.main(["--gigabytes", gigabytes])
+        assert ended.value.code == 2
 
 
 def test_the_longest_context_fits_and_a_longer_one_does_not():
