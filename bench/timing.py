@@ -1,8 +1,8 @@
 """Time and memory of calls, measured side by side.
 
 On a GPU: device time by events, each call begun with a cold L2 cache, after the chip is warm. On a CPU: wall time,
-caches as the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever drifts
-(clocks, temperature, neighbours) drifts for all of them.
+caches as the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever
+drifts (clocks, temperature, neighbours) drifts for all of them.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def synchronize(device: torch.device) -> None:
 def in_turn(
     calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: int | None = None, host: bool = True
 ) -> dict[str, Times]:
-    """Times of every call, over as many rounds as fit into about `seconds` (LEAST to 200), or over `rounds`; with `host`
-    on a GPU the host's own seconds too.
+    """Times of every call, over as many rounds as fit into about `seconds` (LEAST to 200), or over `rounds`; `host`: on
+    a GPU the host's own seconds too.
 
     Each call has been made twice before it is timed; what it raises goes through.
     """
