@@ -229,12 +229,9 @@ def show(path: Path) -> None:
         console.print(tables.steps_table(found, f"Training steps on {device}"))
     found = list(inside.time_tables(record["breakdown"]))
     found += [inside.memory_table(record["memory"])] if record["memory"] else []
-    found += (
-        [inside.contexts_table(record["memory"], record["contexts"], record["contexts tried"])]
-        if record["contexts"]
-        else []
-    )
-    found += [inside.tried_table(record["contexts tried"])] if record["contexts tried"] else []
+    tried = record["contexts tried"]
+    found += [inside.contexts_table(record["memory"], record["contexts"], tried)] if record["contexts"] else []
+    found += [inside.tried_table(tried)] if tried else []
     for table in found:
         console.print(tables.plain_table(*table))
     console.print(f"Results: {path}")
