@@ -35,7 +35,7 @@ def check(config: TrainConfig, device: torch.device, processes: int = 1) -> None
 def decide(
     config: TrainConfig, flops_per_token: int, tokens_per_step: int, device: torch.device, earlier: str | None = None
 ) -> tuple[str, str]:
-    """("off", "on" or "graphs", why), by the arithmetic of the training, the device and the threads, never by the clock:
+    """("off", "on" or "graphs", why), by the arithmetic of the training, the device and the threads, not by the clock:
     the same training on the same machine gets the same bits.
 
     earlier: what a run that is resumed was begun with; auto keeps to it where it can.
