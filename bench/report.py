@@ -38,6 +38,7 @@ from minilm.studies.race import Race
 from minilm.training.checkpoint import write_atomically
 
 COUNTED = "by the count: what autograd keeps, without scratch memory; *computed again*: `--checkpoint-activations`"
+FEW = 3  # sizes that a table holds beside each other
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
 
 
@@ -94,13 +95,14 @@ def _time(row: Row | None) -> str:
 
 
 def training_rows(machine: Machine) -> tuple[list[str], list[list[str]]]:
-    """(head, rows): a row a way to train; of the sizes, the one measured first, the one at which something first ran
-    out of memory, and the longest."""
+    """(head, rows): a row a way to train. Of more than FEW sizes: the one measured first, the one at which something
+    first ran out of memory, the first at which nanoGPT ran, and the longest."""
     rows = list(machine.train.values())
     sizes = list(dict.fromkeys(_train_size(row) for row in rows))
     failed = [_train_size(row) for row in rows if row["status"] == MEMORY]
     beside = [_train_size(row) for row in rows if row["kernels"] == "nanogpt" and row["tokens_per_s"]]
-    chosen = sorted({sizes[0], max(sizes), *sorted(failed)[:1], *beside[:1]})
+    telling = {sizes[0], max(sizes), *sorted(failed)[:1], *beside[:1]}
+    chosen = sorted(sizes if len(sizes) <= FEW else telling)
     head = ["training step", *(f"T={T} B={B}" for T, B in chosen), f"first step at T={sizes[0][0]}"]
     found = {(row["label"], _train_size(row)): row for row in rows}
     table = []
