@@ -22,10 +22,11 @@ from pathlib import Path
 
 import pytest
 
-from minilm.config import CAPSTONE, QUICK, DataConfig, build
+from minilm.config import DataConfig, build
 from minilm.corpus.dataset import BatchSampler, open_dataset, prepare
 from minilm.corpus.fables import stories
 from minilm.corpus.tokenizer import BPETokenizer
+from minilm.presets import CAPSTONE, QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
 MB = 10**6

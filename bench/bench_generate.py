@@ -19,8 +19,9 @@ from bench import timing
 from bench.conftest import DEVICE
 from kernels.backend import interpreted
 from kernels.error_rule import judge
-from minilm.config import CAPSTONE, QUICK, build
+from minilm.config import build
 from minilm.model import GPT
+from minilm.presets import CAPSTONE, QUICK
 
 PRESET, DTYPE, NEW_TOKENS = (CAPSTONE, torch.bfloat16, 64) if DEVICE.type == "cuda" else (QUICK, torch.float32, 8)
 BACKENDS = [name for name in kernels.available(DEVICE) if not (name == "triton" and interpreted())]

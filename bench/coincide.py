@@ -25,8 +25,8 @@ from rich.console import Console
 import kernels
 from bench.tables import plain_table
 from minilm import hardware
-from minilm.config import CAPSTONE, PRESETS
 from minilm.errors import UserError
+from minilm.presets import CAPSTONE, PRESETS
 from minilm.studies import design, statistics
 from minilm.studies.ablation import MARGIN, largest_difference
 from minilm.studies.design import Arm

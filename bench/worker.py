@@ -20,7 +20,8 @@ from bench import breakdown, cases, contest, memory, peers, steps, timing
 from bench.contest import OK
 from bench.rows import Rows
 from minilm import hardware
-from minilm.config import CAPSTONE, build
+from minilm.config import build
+from minilm.presets import CAPSTONE
 
 CRASHED = "crashed"
 EXERCISES = 4  # shapes of a family and dtype

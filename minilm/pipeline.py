@@ -12,6 +12,7 @@ from rich.console import Console
 
 from minilm import config as configuration
 from minilm.errors import UserError
+from minilm.presets import CAPSTONE, QUICK
 from minilm.training.journal import newest_run_folder, next_run_folder, read_config
 from minilm.training.loop import Result, train
 
@@ -64,7 +65,7 @@ def default_preset(settings: Settings) -> str:
     from minilm.hardware import resolve_device
 
     device = resolve_device(settings.get("train", {}).get("device", "auto"))
-    return configuration.CAPSTONE if device.type == "cuda" else configuration.QUICK
+    return CAPSTONE if device.type == "cuda" else QUICK
 
 
 def draw_curves(run_dir: Path) -> bytes:

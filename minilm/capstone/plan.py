@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minilm.config import CAPSTONE, QUICK, RunConfig, build
+from minilm.config import RunConfig, build
 from minilm.errors import UserError
+from minilm.presets import CAPSTONE, QUICK
 from minilm.studies import study
 
 STAGES = ("train", "samples", "ablation", "kernels", "scaling", "report")

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
-from minilm.config import CAPSTONE, ModelConfig, RunConfig
+from minilm.config import ModelConfig, RunConfig
 from minilm.errors import UserError
 from minilm.files import check_plain, write_atomically
 from minilm.model import GPT
+from minilm.presets import CAPSTONE
 from minilm.training.archive import inspect, tensors_in, unreadable
 
 FORMAT = 1
