@@ -1,7 +1,8 @@
 """The Triton backend: every operation of kernels.backend.OPS as a fused kernel, one operation a file.
 
-Each is a registered torch operator with fake and autograd implementations, so that torch.compile and CUDA graphs work
-through it. Runs on NVIDIA GPUs of compute capability 8.0 or more, and anywhere, slowly, under TRITON_INTERPRET=1.
+Each is a registered torch operator with a fake implementation, called by an autograd.Function, so that torch.compile
+and CUDA graphs work through it. Runs on NVIDIA GPUs of compute capability 8.0 or more, and anywhere, slowly, under
+TRITON_INTERPRET=1.
 """
 
 from triton import knobs

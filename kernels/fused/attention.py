@@ -23,6 +23,7 @@ from torch import Tensor
 from kernels import dropout
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
+from kernels.fused.operators import cdiv, next_power_of_2, once_differentiable, operator
 from kernels.fused.tiles import dropout_keeps, dropout_row_keys, head_offset, load_tile, store_tile
 from kernels.reference import check_attention, split_heads, unpack_heads
 
@@ -222,7 +223,7 @@ def _launch_forward(
         return
     config = tuning.lookup("attention_forward", q.device, _arithmetic(q.dtype), width=D, length=k.shape[2])
     with tuning.device_guard(q):
-        _forward_kernel[(B * H * -(-Tq // config["BLOCK_M"]),)](
+        _forward_kernel[(B * H * cdiv(Tq, config["BLOCK_M"]),)](
             q, k, v, out, lse, seed, *_strides(q, k, v, out), **_settings(q, k, scale, dropout_p, q, k, v, out),
             RISING=scale > 0, **config,
         )  # fmt: skip
@@ -244,11 +245,11 @@ def _launch_backward(
     with tuning.device_guard(q):
         if Tq:
             config = tuning.lookup("attention_backward_q", q.device, arithmetic, width=D, length=Tk)
-            _query_gradient_kernel[(B * H * -(-Tq // config["BLOCK_M"]),)](
+            _query_gradient_kernel[(B * H * cdiv(Tq, config["BLOCK_M"]),)](
                 q, k, v, out, do, lse, delta, dq, seed, *_strides(q, k, v, out, do, dq), **settings, **config
             )
         config = tuning.lookup("attention_backward_kv", q.device, arithmetic, width=D, length=Tk)
-        _key_gradient_kernel[(B * Hkv * -(-Tk // config["BLOCK_N"]),)](
+        _key_gradient_kernel[(B * Hkv * cdiv(Tk, config["BLOCK_N"]),)](
             q, k, v, do, lse, delta, dk, dv, seed, *_strides(q, k, v, do, dk, dv), **settings, **config
         )
 
@@ -271,7 +272,7 @@ def _settings(q: Tensor, k: Tensor, scale: float, dropout_p: float, *tensors: Te
         "keep_scale": 1 / (1 - dropout_p),
         "GROUP": H // Hkv,
         "D": D,
-        "BLOCK_D": max(16, 1 << (D - 1).bit_length()),
+        "BLOCK_D": max(16, next_power_of_2(D)),
         "DROPOUT": dropout_p > 0,
         "BITS": dropout.BITS,
         "ALIGNED": not any(stride % 8 for stride in strides),
@@ -314,8 +315,7 @@ def _new_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty(B, Tq, H, D).transpose(1, 2), q.new_empty(B, H, Tq, dtype=torch.float32)
 
 
-@torch.library.custom_op("minilm::causal_attention", mutates_args=())
-def _attention(
+def _launch_apart(
     q: Tensor, k: Tensor, v: Tensor, scale: float, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     _check_tensors(q, k, v)
@@ -324,14 +324,12 @@ def _attention(
     return out, lse
 
 
-@_attention.register_fake
-def _(q, k, v, scale, dropout_p, seed):
+def _fake_apart(q, k, v, scale, dropout_p, seed):
     _check_tensors(q, k, v)
     return _new_outputs(q)
 
 
-@torch.library.custom_op("minilm::causal_attention_backward", mutates_args=())
-def _attention_backward(
+def _launch_apart_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float, dropout_p: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -340,13 +338,11 @@ def _attention_backward(
     return dq, dk, dv
 
 
-@_attention_backward.register_fake
-def _(do, q, k, v, out, lse, scale, dropout_p, seed):
+def _fake_apart_backward(do, q, k, v, *_):
     return _new_like(q), _new_like(k), _new_like(v)
 
 
-@torch.library.custom_op("minilm::causal_attention_packed", mutates_args=())
-def _packed(
+def _launch_packed(
     qkv: Tensor, n_heads: int, n_kv_heads: int, scale: float, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
@@ -356,16 +352,14 @@ def _packed(
     return out.transpose(1, 2).flatten(2), lse
 
 
-@_packed.register_fake
-def _(qkv, n_heads, n_kv_heads, scale, dropout_p, seed):
+def _fake_packed(qkv, n_heads, n_kv_heads, scale, dropout_p, seed):
     q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
     _check_tensors(q, k, v)
     out, lse = _new_outputs(q)
     return out.transpose(1, 2).flatten(2), lse
 
 
-@torch.library.custom_op("minilm::causal_attention_packed_backward", mutates_args=())
-def _packed_backward(
+def _launch_packed_backward(
     do: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, n_heads: int, n_kv_heads: int, scale: float, dropout_p: float,
     seed: Tensor | None,
 ) -> Tensor:  # fmt: skip
@@ -377,38 +371,44 @@ def _packed_backward(
     return dqkv
 
 
-@_packed_backward.register_fake
-def _(do, qkv, out, lse, n_heads, n_kv_heads, scale, dropout_p, seed):
+def _fake_packed_backward(do, qkv, *_):
     return _new_like(qkv)
 
 
-def _setup_attention(ctx, inputs, output):
-    q, k, v, ctx.scale, ctx.dropout_p, seed = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(q, k, v, out, lse, seed)
+_apart = operator("causal_attention", _launch_apart, _fake_apart)
+_apart_backward = operator("causal_attention_backward", _launch_apart_backward, _fake_apart_backward)
+_packed = operator("causal_attention_packed", _launch_packed, _fake_packed)
+_packed_backward = operator("causal_attention_packed_backward", _launch_packed_backward, _fake_packed_backward)
 
 
-def _differentiate_attention(ctx, do, _):
-    q, k, v, out, lse, seed = ctx.saved_tensors
-    return *_attention_backward(do, q, k, v, out, lse, ctx.scale, ctx.dropout_p, seed), None, None, None
+class _Apart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, scale, dropout_p, seed):
+        out, lse = _apart(q, k, v, scale, dropout_p, seed)
+        ctx.save_for_backward(q, k, v, out, lse, seed)
+        ctx.scale, ctx.dropout_p = scale, dropout_p
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do):
+        q, k, v, out, lse, seed = ctx.saved_tensors
+        return *_apart_backward(do, q, k, v, out, lse, ctx.scale, ctx.dropout_p, seed), None, None, None
 
 
-def _setup_packed(ctx, inputs, output):
-    qkv, ctx.n_heads, ctx.n_kv_heads, ctx.scale, ctx.dropout_p, seed = inputs
-    out, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(qkv, out, lse, seed)
+class _Packed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, n_heads, n_kv_heads, scale, dropout_p, seed):
+        out, lse = _packed(qkv, n_heads, n_kv_heads, scale, dropout_p, seed)
+        ctx.save_for_backward(qkv, out, lse, seed)
+        ctx.settings = n_heads, n_kv_heads, scale, dropout_p
+        return out
 
-
-def _differentiate_packed(ctx, do, _):
-    qkv, out, lse, seed = ctx.saved_tensors
-    dqkv = _packed_backward(do, qkv, out, lse, ctx.n_heads, ctx.n_kv_heads, ctx.scale, ctx.dropout_p, seed)
-    return dqkv, None, None, None, None, None
-
-
-_attention.register_autograd(_differentiate_attention, setup_context=_setup_attention)
-_packed.register_autograd(_differentiate_packed, setup_context=_setup_packed)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do):
+        qkv, out, lse, seed = ctx.saved_tensors
+        return _packed_backward(do, qkv, out, lse, *ctx.settings, seed), None, None, None, None, None
 
 
 # --- what a model calls ----------------------------------------------------------------------------------------------
@@ -432,7 +432,7 @@ def causal_attention(
     check_attention(q, k, v, dropout_p, dropout_seed)
     q, k, v = (_autocast(x) for x in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return _attention(q, k, v, scale, dropout_p, _seed_tensor(dropout_p, dropout_seed, q.device))[0]
+    return _Apart.apply(q, k, v, scale, dropout_p, _seed_tensor(dropout_p, dropout_seed, q.device))
 
 
 def causal_attention_packed(
@@ -453,7 +453,7 @@ def causal_attention_packed(
     check_attention(q, k, v, dropout_p, dropout_seed)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     seed = _seed_tensor(dropout_p, dropout_seed, qkv.device)
-    return _packed(_autocast(qkv), n_heads, n_kv_heads, scale, dropout_p, seed)[0]
+    return _Packed.apply(_autocast(qkv), n_heads, n_kv_heads, scale, dropout_p, seed)
 
 
 def _autocast(x: Tensor) -> Tensor:

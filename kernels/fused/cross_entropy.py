@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
+from kernels.fused.operators import cdiv, once_differentiable, operator
 from kernels.fused.rows import check_dtypes
 
 CHUNK_LOGITS = 2**27  # alive together by default: 256 MiB in 16 bits. See default_chunk.
@@ -107,7 +108,7 @@ def _launch_forward(
     N, V = len(hidden), len(weight)
     losses = hidden.new_empty(N, dtype=torch.float32)
     chunk = min(chunk or default_chunk(V), max(N, 1))
-    padded = triton.cdiv(V, 64) * 64
+    padded = cdiv(V, 64) * 64
     buffer = hidden.new_empty((chunk, padded), dtype=dtype)
     config = tuning.lookup("cross_entropy", hidden.device, dtype, width=padded, length=N)
     dweight.zero_()
@@ -155,7 +156,7 @@ def _launch_backward(
         if x.numel() > 0:
             config = tuning.lookup("cross_entropy_scale", x.device, x.dtype, width=x.shape[1], length=x.shape[0])
             with tuning.device_guard(x):
-                _scale[(triton.cdiv(x.numel(), config["BLOCK"]),)](x, out, dloss, n_valid, x.numel(), **config)
+                _scale[(cdiv(x.numel(), config["BLOCK"]),)](x, out, dloss, n_valid, x.numel(), **config)
     return scaled
 
 
@@ -165,28 +166,24 @@ def _empty_gradients(dloss, n_valid, dhidden, dweight, hidden_dtype, weight_dtyp
 
 # --- registration and autograd ----------------------------------------------------------------------------------------
 
-_forward = torch.library.custom_op("minilm::linear_cross_entropy", _launch_forward, mutates_args=())
-_forward.register_fake(_empty_outputs)
-_backward = torch.library.custom_op("minilm::linear_cross_entropy_backward", _launch_backward, mutates_args=())
-_backward.register_fake(_empty_gradients)
+_forward = operator("linear_cross_entropy", _launch_forward, _empty_outputs)
+_backward = operator("linear_cross_entropy_backward", _launch_backward, _empty_gradients)
 
 
-def _save(ctx, inputs, output):
-    hidden, weight, *_ = inputs
-    ctx.set_materialize_grads(False)  # else zeros as large as both gradients would be made for nothing
-    ctx.save_for_backward(*output[1:])
-    ctx.dtypes = hidden.dtype, weight.dtype
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, *settings):
+        loss, *for_backward = _forward(hidden, weight, targets, *settings)
+        ctx.save_for_backward(*for_backward)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        return loss
 
-
-def _differentiate(ctx, dloss, *_):
-    if dloss is None:
-        return (None,) * 8
-    dhidden, dweight = _backward(dloss, *ctx.saved_tensors, *ctx.dtypes)
-    needs_hidden, needs_weight, *_ = ctx.needs_input_grad
-    return dhidden if needs_hidden else None, dweight if needs_weight else None, *(None,) * 6
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss):
+        gradients = _backward(dloss, *ctx.saved_tensors, *ctx.dtypes)
+        wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[:2], strict=True))
+        return *wanted, *(None,) * 6
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -216,9 +213,8 @@ def linear_cross_entropy(
     dtype = autocast_dtype(hidden) or hidden.dtype
     if hidden.dtype != weight.dtype and autocast_dtype(hidden) is None:
         raise ValueError(f"linear_cross_entropy of {dtype} and {weight.dtype}; without autocast both must be the same")
-    graph = torch.is_grad_enabled()
-    loss, *_ = _forward(
+    graph = torch.is_grad_enabled()  # not known to the Function
+    return _Loss.apply(
         hidden, weight, targets, ignore_index, chunk, dtype, graph and hidden.requires_grad,
         graph and weight.requires_grad,
     )  # fmt: skip
-    return loss

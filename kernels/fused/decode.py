@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import tuning
+from kernels.fused.operators import cdiv, next_power_of_2, operator
 from kernels.fused.tiles import head_offset, load_tile
 
 LOG2_E = math.log2(math.e)
@@ -124,9 +125,9 @@ def splits_of(S: int, cache_heads: int, programs: int, block: int) -> tuple[int,
 
     S: rows of the cache; cache_heads: B·Hkv, which programs there are without splitting.
     """
-    wanted = max(1, min(triton.cdiv(programs, cache_heads), triton.cdiv(S, block)))
-    keys = triton.cdiv(triton.cdiv(S, wanted), block) * block
-    return triton.cdiv(S, keys), keys
+    wanted = max(1, min(cdiv(programs, cache_heads), cdiv(S, block)))
+    keys = cdiv(cdiv(S, wanted), block) * block
+    return cdiv(S, keys), keys
 
 
 def _launch(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> Tensor:
@@ -137,7 +138,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> T
     dtype = "tf32" if q.dtype == torch.float32 and _tf32_allowed() else q.dtype
     config = dict(tuning.lookup("decode", q.device, dtype, width=D, length=S))
     n_splits, split_keys = splits_of(S, B * Hkv, config.pop("PROGRAMS"), config["BLOCK_N"])
-    BLOCK_D = max(16, triton.next_power_of_2(D))
+    BLOCK_D = max(16, next_power_of_2(D))
     strides = [*q.stride()[:2], *k.stride()[:3], *v.stride()[:3]]
     parts = m = l = None
     if n_splits > 1:
@@ -147,7 +148,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> T
         _decode_kernel[(B * Hkv * n_splits,)](
             q, k, v, lengths.contiguous(), out if parts is None else parts, m, l, *strides, *out.stride()[:2],
             H, S, n_splits, split_keys, abs(scale) * LOG2_E,
-            GROUP=H // Hkv, BLOCK_G=max(16, triton.next_power_of_2(H // Hkv)), D=D, BLOCK_D=BLOCK_D,
+            GROUP=H // Hkv, BLOCK_G=max(16, next_power_of_2(H // Hkv)), D=D, BLOCK_D=BLOCK_D,
             ALIGNED=not any(stride % 8 for stride in strides[2:]),
             INDEX=tl.int64 if max(strides[4], strides[7]) * config["BLOCK_N"] > 2**31 - 1 else tl.int32,
             PRECISION="tf32" if dtype == "tf32" else "ieee", RISING=scale >= 0, MERGED=parts is None, **config,
@@ -170,14 +171,7 @@ def _new_output(q: Tensor) -> Tensor:
     return q.new_empty(B, 1, H, D).transpose(1, 2)
 
 
-@torch.library.custom_op("minilm::decode_attention", mutates_args=())
-def _decode(q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, scale: float) -> Tensor:
-    return _launch(q, k_cache, v_cache, lengths, scale)
-
-
-@_decode.register_fake
-def _(q, k_cache, v_cache, lengths, scale):
-    return _new_output(q)
+_decode = operator("decode_attention", _launch, lambda q, *_: _new_output(q))
 
 
 # --- public -----------------------------------------------------------------------------------------------------------

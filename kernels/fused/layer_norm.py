@@ -23,6 +23,7 @@ from torch import Tensor
 
 from kernels.fused import tuning
 from kernels.fused.autocast import autocasts_to_float32
+from kernels.fused.operators import cdiv, next_power_of_2, once_differentiable, operator
 from kernels.fused.rows import check_dtypes, fold_rows, row_offset
 
 MAX_WIDTH = 16_384  # a row must fit into the registers of one program
@@ -174,10 +175,10 @@ def _launch_forward(
     residual = rest[0] if rest else None
     config = tuning.lookup("layer_norm_forward", x.device, x.dtype, width=C, length=n_rows)
     with tuning.device_guard(x):
-        _norm_forward[(triton.cdiv(n_rows, config["ROWS"]),)](
+        _norm_forward[(cdiv(n_rows, config["ROWS"]),)](
             x, residual, weight.contiguous(), None if bias is None else bias.contiguous(), y, total, mean, rstd,
             n_rows, n_inner, *_row_strides(x), *_row_strides(residual), eps,
-            C=C, BLOCK_C=triton.next_power_of_2(C),
+            C=C, BLOCK_C=next_power_of_2(C),
             CENTRED=centred, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, **config,
         )  # fmt: skip
     return y, total, mean, rstd
@@ -195,28 +196,26 @@ def _launch_backward(
     dtotal = rest[0] if rest else None
     shape = {"C": C, "CENTRED": mean.numel() > 0, "HAS_BIAS": bias_dtype is not None}
     config = dict(tuning.lookup("layer_norm_backward", s.device, s.dtype, width=C, length=n_rows))
-    n_partials = min(config.pop("PROGRAMS"), triton.cdiv(n_rows, config["ROWS"]))
+    n_partials = min(config.pop("PROGRAMS"), cdiv(n_rows, config["ROWS"]))
     fused = weight_grads and C <= FUSED_WEIGHT_GRADS
     partials = s.new_empty((1 + shape["HAS_BIAS"], n_partials, C) if fused else 0, dtype=torch.float32)
     with tuning.device_guard(s):
         _norm_backward[(n_partials,)](
             dy, dtotal, s, weight.contiguous(), mean, rstd, ds, partials,
             n_rows, n_inner, n_partials, *_row_strides(dy), *_row_strides(dtotal), *_row_strides(s),
-            BLOCK_C=triton.next_power_of_2(C), HAS_DTOTAL=dtotal is not None, WEIGHT_GRADS=fused, **shape, **config,
+            BLOCK_C=next_power_of_2(C), HAS_DTOTAL=dtotal is not None, WEIGHT_GRADS=fused, **shape, **config,
         )  # fmt: skip
         if not weight_grads:
             return ds, dweight, dbias
         if not fused:
             config = dict(tuning.lookup("layer_norm_weight_grads", s.device, s.dtype, width=C, length=n_rows))
-            n_partials = min(config.pop("PROGRAMS"), triton.cdiv(n_rows, config["ROWS"]))
+            n_partials = min(config.pop("PROGRAMS"), cdiv(n_rows, config["ROWS"]))
             partials = s.new_empty((1 + shape["HAS_BIAS"], n_partials, C), dtype=torch.float32)
-            _norm_weight_grads[(n_partials, triton.cdiv(C, config["BLOCK_C"]))](
+            _norm_weight_grads[(n_partials, cdiv(C, config["BLOCK_C"]))](
                 dy, s, mean, rstd, partials, n_rows, n_inner, *_row_strides(dy), *_row_strides(s), **shape, **config
             )
         config = tuning.lookup("layer_norm_sum_partials", s.device, torch.float32, width=C, length=n_partials)
-        _sum_partials[(triton.cdiv(C, config["BLOCK_C"]), len(partials))](
-            partials, dweight, dbias, n_partials, C=C, **config
-        )
+        _sum_partials[(cdiv(C, config["BLOCK_C"]), len(partials))](partials, dweight, dbias, n_partials, C=C, **config)
     return ds, dweight, dbias
 
 
@@ -241,42 +240,39 @@ def _empty_gradients(dy, dtotal, s, weight, mean, rstd, bias_dtype, weight_grads
 
 # --- registration and autograd ----------------------------------------------------------------------------------------
 
-_forward = torch.library.custom_op("minilm::layer_norm", _launch_forward, mutates_args=())
-_forward.register_fake(_empty_outputs)
-_backward = torch.library.custom_op("minilm::layer_norm_backward", _launch_backward, mutates_args=())
-_backward.register_fake(_empty_gradients)
+_forward = operator("layer_norm", _launch_forward, _empty_outputs)
+_backward = operator("layer_norm_backward", _launch_backward, _empty_gradients)
 
 
-def _save(ctx, inputs, output):
-    x, residual, weight, bias, *_ = inputs
-    _, total, mean, rstd = output
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x if residual is None else total, weight, mean, rstd)
-    ctx.x_dtype, ctx.residual, ctx.bias_dtype = x.dtype, residual is not None, None if bias is None else bias.dtype
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, bias, eps, centred, out_dtype):
+        y, total, mean, rstd = _forward(x, residual, weight, bias, eps, centred, out_dtype)
+        ctx.set_materialize_grads(False)  # a y or a total that nothing uses has the gradient None, not zeros
+        ctx.save_for_backward(x if residual is None else total, weight, mean, rstd)
+        ctx.x_dtype, ctx.residual, ctx.bias_dtype = x.dtype, residual is not None, None if bias is None else bias.dtype
+        return y, total
 
-
-def _differentiate(ctx, dy, dtotal, dmean, drstd):
-    s, weight, mean, rstd = ctx.saved_tensors
-    dweight = dbias = None
-    if dy is None:  # only x + residual was used
-        ds = dtotal
-    else:
-        weight_grads = any(ctx.needs_input_grad[2:4])
-        ds, dweight, dbias = _backward(
-            dy, dtotal if ctx.residual else None, s, weight, mean, rstd, ctx.bias_dtype, weight_grads
-        )
-    dx = ds if ds is None else ds.to(ctx.x_dtype)
-    return (
-        dx,
-        ds if ctx.residual else None,
-        dweight if ctx.needs_input_grad[2] else None,
-        dbias if ctx.needs_input_grad[3] else None,
-        None, None, None,
-    )  # fmt: skip
-
-
-_forward.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, dtotal):
+        _, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        s, weight, mean, rstd = ctx.saved_tensors
+        dweight = dbias = None
+        if dy is None:  # only x + residual was used
+            ds = dtotal
+        else:
+            dtotal = dtotal if ctx.residual else None
+            ds, dweight, dbias = _backward(
+                dy, dtotal, s, weight, mean, rstd, ctx.bias_dtype, needs_weight or needs_bias
+            )
+        return (
+            None if ds is None else ds.to(ctx.x_dtype),
+            ds if needs_residual else None,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            None, None, None,
+        )  # fmt: skip
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -321,5 +317,4 @@ def _norm(op: str, x, residual, weight, bias, eps: float, centred: bool) -> tupl
     dtype = x.dtype if residual is None else residual.dtype
     if autocasts_to_float32(x):
         dtype = torch.float32
-    y, total, *_ = _forward(x, residual, weight, bias, eps, centred, dtype)
-    return y, total
+    return _Norm.apply(x, residual, weight, bias, eps, centred, dtype)

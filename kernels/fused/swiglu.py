@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import tuning
+from kernels.fused.operators import cdiv, once_differentiable, operator
 from kernels.fused.rows import check_dtypes, fold_rows, row_offset
 
 # --- kernels: flat programs over BLOCK elements of rows of F, whatever their number of rows ---------------------------
@@ -69,7 +70,7 @@ def _forward(gate: Tensor, up: Tensor) -> Tensor:
         n_inner, (gate, up) = fold_rows(gate, up)
         config = tuning.lookup("swiglu_forward", gate.device, gate.dtype, width=F, length=n_rows)
         with tuning.device_guard(gate):
-            _swiglu_forward[(triton.cdiv(out.numel(), config["BLOCK"]),)](
+            _swiglu_forward[(cdiv(out.numel(), config["BLOCK"]),)](
                 gate, up, out, n_rows, n_inner, *gate.stride()[:2], *up.stride()[:2], F=F, **config
             )
     return out
@@ -83,7 +84,7 @@ def _backward(dout: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
         dgate, dup = dgate.view(n_rows, F), dup.view(n_rows, F)
         config = tuning.lookup("swiglu_backward", gate.device, gate.dtype, width=F, length=n_rows)
         with tuning.device_guard(gate):
-            _swiglu_backward[(triton.cdiv(dgate.numel(), config["BLOCK"]),)](
+            _swiglu_backward[(cdiv(dgate.numel(), config["BLOCK"]),)](
                 dout, gate, up, dgate, dup, n_rows, n_inner,
                 *dout.stride()[:2], *gate.stride()[:2], *up.stride()[:2], dgate.stride(0), dup.stride(0), F=F, **config,
             )  # fmt: skip
@@ -92,62 +93,60 @@ def _backward(dout: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
 # --- registration and autograd: packed --------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("minilm::swiglu", mutates_args=())
-def _packed(gate_up: Tensor) -> Tensor:
+def _launch_packed(gate_up: Tensor) -> Tensor:
     return _forward(*gate_up.chunk(2, dim=-1))
 
 
-@_packed.register_fake
-def _(gate_up):
-    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
-
-
-@torch.library.custom_op("minilm::swiglu_backward", mutates_args=())
-def _packed_backward(dout: Tensor, gate_up: Tensor) -> Tensor:
+def _launch_packed_backward(dout: Tensor, gate_up: Tensor) -> Tensor:
     dgate_up = gate_up.new_empty(gate_up.shape)
     _backward(dout, *gate_up.chunk(2, dim=-1), *dgate_up.chunk(2, dim=-1))
     return dgate_up
 
 
-@_packed_backward.register_fake
-def _(dout, gate_up):
-    return gate_up.new_empty(gate_up.shape)
+_packed = operator("swiglu", _launch_packed, lambda x: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
+_packed_backward = operator("swiglu_backward", _launch_packed_backward, lambda _, x: x.new_empty(x.shape))
 
 
-_packed.register_autograd(
-    lambda ctx, dout: _packed_backward(dout, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
+class _Packed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up):
+        ctx.save_for_backward(gate_up)
+        return _packed(gate_up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        return _packed_backward(dout, *ctx.saved_tensors)
+
 
 # --- registration and autograd: gate and up apart ---------------------------------------------------------------------
 
 
-@torch.library.custom_op("minilm::swiglu_unpacked", mutates_args=())
-def _unpacked(gate: Tensor, up: Tensor) -> Tensor:
-    return _forward(gate, up)
-
-
-@_unpacked.register_fake
-def _(gate, up):
-    return gate.new_empty(gate.shape)
-
-
-@torch.library.custom_op("minilm::swiglu_unpacked_backward", mutates_args=())
-def _unpacked_backward(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    dgate, dup = gate.new_empty(gate.shape), up.new_empty(up.shape)
+def _launch_unpacked_backward(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    dgate, dup = _empty_gradients(dout, gate, up)
     _backward(dout, gate, up, dgate, dup)
     return dgate, dup
 
 
-@_unpacked_backward.register_fake
-def _(dout, gate, up):
+def _empty_gradients(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-_unpacked.register_autograd(
-    lambda ctx, dout: _unpacked_backward(dout, *ctx.saved_tensors),
-    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-)
+_unpacked = operator("swiglu_unpacked", _forward, lambda gate, up: gate.new_empty(gate.shape))
+_unpacked_backward = operator("swiglu_unpacked_backward", _launch_unpacked_backward, _empty_gradients)
+
+
+class _Unpacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate, up):
+        ctx.save_for_backward(gate, up)
+        return _unpacked(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        return _unpacked_backward(dout, *ctx.saved_tensors)
+
 
 # --- public -----------------------------------------------------------------------------------------------------------
 
@@ -161,7 +160,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     check_dtypes("swiglu", gate_up)
     if gate_up.shape[-1] % 2:
         raise ValueError(f"swiglu of a width of {gate_up.shape[-1]}: gate and up side by side make an even one")
-    return _packed(gate_up)
+    return _Packed.apply(gate_up)
 
 
 def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
@@ -169,4 +168,4 @@ def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
     check_dtypes("swiglu_unpacked", gate, up)
     if gate.shape != up.shape:
         raise ValueError(f"swiglu of gate {tuple(gate.shape)} and up {tuple(up.shape)}; the shapes must be equal")
-    return _unpacked(gate, up)
+    return _Unpacked.apply(gate, up)

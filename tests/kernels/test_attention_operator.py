@@ -34,9 +34,8 @@ def test_a_second_backward_raises_unless_the_graph_was_kept(device):
 
 def test_a_gradient_of_the_gradient_raises(device):
     inputs = [x.float().requires_grad_() for x in heads_of(1, 1, 1, 20, 20, 16, device)[:3]]
-    dq, *_ = torch.autograd.grad(attention.causal_attention(*inputs).sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        dq.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(attention.causal_attention(*inputs).sum(), inputs, create_graph=True)
 
 
 @pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["q", "k", "v", "seed"])
@@ -76,9 +75,9 @@ def operator_arguments(name, device):
     qkv, dout = (x.float() for x in draw([(1, 9, 4 * 16), (1, 9, 2 * 16)], device))
     seed = torch.tensor(3, device=device)
     if name == "causal_attention":
-        return [x.requires_grad_() for x in (q, k, v)] + [0.25, 0.1, seed]
+        return [q, k, v, 0.25, 0.1, seed]
     if name == "causal_attention_packed":
-        return [qkv.requires_grad_(), 2, 1, 0.25, 0.0, None]
+        return [qkv, 2, 1, 0.25, 0.0, None]
     if name == "causal_attention_backward":
         return [do, q, k, v, *torch.ops.minilm.causal_attention(q, k, v, 0.25, 0.1, seed), 0.25, 0.1, seed]
     out, lse = torch.ops.minilm.causal_attention_packed(qkv, 2, 1, 0.25, 0.0, None)

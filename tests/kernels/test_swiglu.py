@@ -131,9 +131,8 @@ def test_a_second_backward_raises(form, device):
     y.backward(*upstream)
     with pytest.raises(RuntimeError, match="second time"):
         y.backward(*upstream)
-    gradient, *_ = torch.autograd.grad(OPS[form][0](*leaves), leaves, *upstream, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(OPS[form][0](*leaves), leaves, *upstream, create_graph=True)
 
 
 @pytest.mark.parametrize("form", OPS)
@@ -153,9 +152,10 @@ def test_torch_compile_traces_it_whole(form):
 
 @pytest.mark.parametrize("form", OPS)
 def test_opcheck(form, device):
-    inputs, _ = case(form, (3, 16), torch.bfloat16, device)
-    op = torch.ops.minilm.swiglu if form == "packed" else torch.ops.minilm.swiglu_unpacked
-    torch.library.opcheck(op.default, tuple(x.requires_grad_() for x in inputs))
+    inputs, upstream = case(form, (3, 16), torch.bfloat16, device)
+    name = "swiglu" if form == "packed" else "swiglu_unpacked"
+    torch.library.opcheck(getattr(torch.ops.minilm, name).default, tuple(inputs))
+    torch.library.opcheck(getattr(torch.ops.minilm, name + "_backward").default, (*upstream, *inputs))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
