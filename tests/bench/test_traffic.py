@@ -1,0 +1,60 @@
+"""What bench.traffic counts, against arithmetic done by hand."""
+
+import pytest
+import torch
+
+from bench import breakdown, traffic
+from minilm.config import build
+
+RATES = (1e12, 1e9)
+
+
+def cost_of(call, *inputs):
+    with traffic.Count(*RATES) as counted:
+        call(*(torch.empty(shape, device="meta") for shape in inputs))
+    return counted.costs
+
+
+def test_an_operator_reads_its_inputs_once_and_writes_what_is_new():
+    costs = cost_of(lambda a, b: torch.add(a, b).view(-1).mul_(2.0), (4, 5), (4, 5))
+    assert (costs["add"].calls, costs["add"].bytes) == (1, 3 * 80)
+    assert costs["mul_"].bytes == 2 * 80, "in place: read and written"
+    assert set(costs) == {"add", "mul_"}, "a view moves nothing"
+    assert costs["add"].seconds == 240 / RATES[1]
+
+
+def test_an_expanded_tensor_is_read_as_often_as_it_is_held():
+    assert cost_of(lambda a, b: a + b.expand(4, 5), (4, 5), (1, 5))["add"].bytes == 80 + 20 + 80
+
+
+def test_a_product_takes_whichever_is_longer():
+    costs = cost_of(lambda a, b: a @ b, (8, 16), (16, 32))
+    assert costs["mm"].flops == 2 * 8 * 16 * 32
+    assert costs["mm"].seconds == 4 * (8 * 16 + 16 * 32 + 8 * 32) / RATES[1]
+    with traffic.Count(1.0, 1e9) as counted:
+        torch.empty(8, 16, device="meta") @ torch.empty(16, 32, device="meta")
+    assert counted.costs["mm"].seconds == 2 * 8 * 16 * 32
+
+
+@pytest.mark.parametrize("kernels", ["reference", "torch", "triton"])
+def test_every_backend_does_the_same_arithmetic_and_none_less_than_the_floor(kernels):
+    config = build("tiny", {"model": {"vocab_size": 96}})
+    found = {cost.operator: cost for cost in traffic.count(config, kernels, torch.bfloat16, (798e12, 3e12))}
+    m, n = config.model, config.train.batch_size * config.model.context_length
+    matrices = m.n_layers * (4 * m.d_model**2 + 2 * m.d_model * m.d_ff) + m.d_model * 96
+    attention = m.n_layers * 7 * n * m.context_length * m.d_model  # causal; multiplied out it is the whole square
+    expected = 6 * n * matrices + attention * {"reference": 12 / 7}.get(kernels, 1)
+    assert sum(cost.flops for cost in found.values()) == expected
+    floor = sum(breakdown.floors(config, torch.bfloat16, 798e12, 3e12).values())
+    assert sum(cost.seconds for cost in found.values()) > floor
+    assert found["adamw"].bytes == 28 * sum(p.numel() for p in traffic.GPT(config.model).parameters())
+
+
+def test_it_is_told_as_a_table(capsys):
+    assert traffic.main(["--preset", "tiny", "--kernels", "torch"]) == 0
+    out = capsys.readouterr().out
+    assert "A step of tiny by torch, bfloat16, eager" in out and "native_layer_norm" in out
+    assert "256 tokens in" in out
+    with pytest.raises(SystemExit) as stop:
+        traffic.main(["--tflops", "0"])
+    assert stop.value.code == 2 and "must be above 0" in capsys.readouterr().err
