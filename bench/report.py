@@ -137,6 +137,26 @@ def against_nanogpt(machine: Machine) -> list[str]:
     return said
 
 
+def repaid(machine: Machine) -> list[str]:
+    """After how many steps compiling has repaid what it cost before the first, at the size where it is cold."""
+    rows = list(machine.train.values())
+    found = {row["label"]: row for row in rows if _train_size(row) == _train_size(rows[0]) and row["step_s"]}
+    said = []
+    for label, row in found.items():
+        mode = label.split()[1]
+        if mode == "eager" or not (eager := found.get(label.replace(mode, "eager"))):
+            continue
+        saved = eager["step_s"] - row["step_s"]
+        spent = row["first_step_s"] - eager["first_step_s"]
+        after = math.ceil(spent / saved) if saved > 0 else None
+        steps = (
+            "never" if after is None else f"after {after:,} steps ({duration(after * eager['step_s'])} of eager ones)"
+        )
+        said.append(f"{label}, {steps}" if spent > 0 or after is None else f"{label}, at once")
+    size = f"T={rows[0]['context_length']} B={rows[0]['batch_size']}" if rows else ""
+    return [f"What compiling costs before the first step is repaid, at {size}: {'; '.join(said)}."] if said else []
+
+
 def _ratio(mine: Row, theirs: Row, mode: str) -> str:
     ratio = f"{_floored(theirs['step_s'] / mine['step_s'])} times {mode}"
     if mine.get("low") and theirs.get("low"):
@@ -231,7 +251,7 @@ def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> s
         )
         head, rows = training_rows(machine)
         parts.append("\n".join(markdown_table(head, len(head) - 1, rows)))
-        parts += against_nanogpt(machine)
+        parts += against_nanogpt(machine) + repaid(machine)
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
     if machine.contexts and machine.memory:

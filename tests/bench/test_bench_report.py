@@ -134,6 +134,22 @@ def test_a_training_step_stands_with_the_interval_of_its_median_and_against_nano
     assert f"{sentence}2.00 times eager [1.00 to 5.00], 1.33 times compiled; in float32 1.50 times eager (from" in text
 
 
+def test_after_how_many_steps_compiling_has_repaid_itself_is_told(written):
+    rows = [train_row("torch eager", 64, 1280.0, first_step_s=0.5), train_row("torch compiled", 64, 2560.0)]
+    rows += [train_row("triton eager", 64, 1280.0), train_row("triton graphs", 64, 640.0)]
+    rows += [train_row("reference compiled", 64, 5120.0), train_row("torch compiled", 128, 9999.0)]
+    _, text = written(results((), rows))
+    assert (  # 7 s more before the first step, 50 ms less at each
+        "What compiling costs before the first step is repaid, at T=64 B=2: torch compiled, after 140 steps (14 s of "
+        "eager ones); triton graphs, never."
+    ) in text
+    rows[1]["first_step_s"] = 0.1
+    _, text = written(results((), rows))
+    assert "torch compiled, at once; triton graphs, never." in text
+    _, text = written(results((), [train_row("torch eager", 64, 1280.0)]))
+    assert "repaid" not in text
+
+
 def test_where_time_and_memory_go_is_told(written, tmp_path):
     step = {"preset": "p", "label": "torch eager", "context_length": 64, "batch_size": 2, "step_s": 0.003}
     parts = [("matrix products", 0.002, 7.0, 0.0005, [["aten::mm", 0.0015]]), ("between", 0.001, 0, None, [])]
