@@ -201,7 +201,10 @@ def source_hashes() -> dict[str, str]:
 
 
 def _sources(path: Path) -> set[Path]:
-    """A file of kernels and the files of kernels/fused that it imports, and what those import; and the dropout hash."""
+    """A file of kernels and the files of kernels/fused that it imports, and what those import; and the dropout hash.
+
+    Not operators.py, which is the host's alone: what a kernel is launched with is in the files that launch it.
+    """
     found, waiting = set(), [path]
     while waiting:
         path = waiting.pop()
@@ -209,7 +212,7 @@ def _sources(path: Path) -> set[Path]:
         text = path.read_text(encoding="utf-8")
         names = re.findall(r"^from kernels\.fused\.(\w+) import", text, re.M)
         names += re.findall(r"\w+", "".join(re.findall(r"^from kernels\.fused import (.+)$", text, re.M)))
-        others = [HERE / "fused" / f"{name}.py" for name in names]
+        others = [HERE / "fused" / f"{name}.py" for name in names if name != "operators"]
         others += [HERE / "dropout.py"] if re.search(r"^from kernels import .*\bdropout\b", text, re.M) else []
         waiting += [other for other in others if other not in found]
     return found

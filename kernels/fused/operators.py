@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-LIBRARY = torch.library.Library("minilm", "FRAGMENT")  # operators live as long as it does
+# A library an operator, which lives as long as it: what is defined again, in a notebook that reloads what was edited,
+# takes the place of what was.
+_libraries: dict[str, torch.library.Library] = globals().get("_libraries", {})
 
 
 def cdiv(a: int, b: int) -> int:
@@ -32,9 +34,12 @@ def operator(name: str, launch: Callable, fake: Callable) -> torch._ops.OpOverlo
     for tensors without data: the shapes, strides and dtypes that launch would return. Below autograd means: called
     directly, and not through the autograd.Function of its file, the result has no gradient.
     """
-    LIBRARY.define(name + torch.library.infer_schema(launch, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.impl(name, launch, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"minilm::{name}", fake, lib=LIBRARY)
+    if name in _libraries:
+        _libraries.pop(name)._destroy()
+    library = _libraries[name] = torch.library.Library("minilm", "FRAGMENT")
+    library.define(name + torch.library.infer_schema(launch, mutates_args=()), tags=torch.Tag.pt2_compliant_tag)
+    library.impl(name, launch, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"minilm::{name}", fake, lib=library)
     return getattr(torch.ops.minilm, name).default
 
 

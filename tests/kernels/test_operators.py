@@ -28,6 +28,19 @@ def test_an_operator_has_the_schema_of_its_launcher_and_what_the_fake_says():
     assert torch.equal(op(torch.ones(2), 3.0, None)[0], torch.full((2,), 3.0))
 
 
+def test_what_is_defined_again_takes_the_place_of_what_was():
+    """As in a notebook that reloads a file of kernels after each edit."""
+    for factor in (2.0, 3.0):
+
+        def launch(x: torch.Tensor, factor: float = factor) -> torch.Tensor:
+            return x * factor
+
+        op = operator("test_of_reloading", launch, lambda x, *_: torch.empty_like(x))
+        assert torch.equal(op(torch.ones(2)), torch.full((2,), factor))
+        assert op is torch.ops.minilm.test_of_reloading.default
+        torch.library.opcheck(op, (torch.ones(2),))
+
+
 def test_a_second_derivative_is_refused_even_where_the_incoming_gradient_has_none():
     class Cube(torch.autograd.Function):
         @staticmethod
