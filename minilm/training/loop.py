@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from minilm import hardware
 from minilm.config import RunConfig, check_resume
 from minilm.errors import UserError
 from minilm.files import write_atomically
@@ -101,6 +102,8 @@ class Loop:
         self.run, self.console, self.caught, self.team = run, console, caught, team
         self.asked: list[int] = []  # the signals that all processes know of
         self.device = self.model.head.weight.device
+        if self.device.type == "cpu":
+            hardware.keep_freed_memory()
         self.reduction = reduction_for(self.model, self.config.train, team, self.compiled)
         # float16 has too little range for gradients: they are scaled up, and the scale follows what overflows
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.dtype == torch.float16)

@@ -361,3 +361,10 @@ class TestRefusedResumes:
         changes = [e["message"] for e in read_rows(tmp_path / "run" / "events.jsonl") if e["event"] == "config_change"]
         assert changes == ["train.steps from 2 to 4", "train.kernels from torch to reference"]
         assert loop.read_config(tmp_path / "run").train.steps == 4
+
+
+def test_a_training_on_a_cpu_has_the_c_library_keep_what_tensors_give_back(tmp_path, text_file, monkeypatch):
+    called = []
+    monkeypatch.setattr(hardware, "keep_freed_memory", lambda: called.append(True))
+    run_training(config_for(text_file, steps=1), tmp_path / "run")
+    assert called == [True]
