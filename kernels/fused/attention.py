@@ -23,7 +23,7 @@ from torch import Tensor
 from kernels import dropout
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
-from kernels.fused.operators import cdiv, next_power_of_2, once_differentiable, operator
+from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
 from kernels.fused.tiles import dropout_keeps, dropout_row_keys, head_offset, load_tile, store_tile
 from kernels.reference import check_attention, split_heads, unpack_heads
 
@@ -375,40 +375,36 @@ def _fake_packed_backward(do, qkv, *_):
     return _new_like(qkv)
 
 
-_apart = operator("causal_attention", _launch_apart, _fake_apart)
 _apart_backward = operator("causal_attention_backward", _launch_apart_backward, _fake_apart_backward)
-_packed = operator("causal_attention_packed", _launch_packed, _fake_packed)
 _packed_backward = operator("causal_attention_packed_backward", _launch_packed_backward, _fake_packed_backward)
 
 
-class _Apart(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, q, k, v, scale, dropout_p, seed):
-        out, lse = _apart(q, k, v, scale, dropout_p, seed)
-        ctx.save_for_backward(q, k, v, out, lse, seed)
-        ctx.scale, ctx.dropout_p = scale, dropout_p
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, do):
-        q, k, v, out, lse, seed = ctx.saved_tensors
-        return *_apart_backward(do, q, k, v, out, lse, ctx.scale, ctx.dropout_p, seed), None, None, None
+def _save_apart(ctx, inputs, output):
+    q, k, v, ctx.scale, ctx.dropout_p, seed = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(q, k, v, out, lse, seed)
 
 
-class _Packed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, qkv, n_heads, n_kv_heads, scale, dropout_p, seed):
-        out, lse = _packed(qkv, n_heads, n_kv_heads, scale, dropout_p, seed)
-        ctx.save_for_backward(qkv, out, lse, seed)
-        ctx.settings = n_heads, n_kv_heads, scale, dropout_p
-        return out
+def _differentiate_apart(ctx, do, _):
+    q, k, v, out, lse, seed = ctx.saved_tensors
+    return *_apart_backward(do, q, k, v, out, lse, ctx.scale, ctx.dropout_p, seed), None, None, None
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, do):
-        qkv, out, lse, seed = ctx.saved_tensors
-        return _packed_backward(do, qkv, out, lse, *ctx.settings, seed), None, None, None, None, None
+
+def _save_packed(ctx, inputs, output):
+    qkv, *ctx.settings, seed = inputs
+    out, lse = output
+    ctx.mark_non_differentiable(lse)
+    ctx.save_for_backward(qkv, out, lse, seed)
+
+
+def _differentiate_packed(ctx, do, _):
+    qkv, out, lse, seed = ctx.saved_tensors
+    return _packed_backward(do, qkv, out, lse, *ctx.settings, seed), None, None, None, None, None
+
+
+_apart = differentiable("causal_attention", _launch_apart, _fake_apart, _save_apart, _differentiate_apart)
+_packed = differentiable("causal_attention_packed", _launch_packed, _fake_packed, _save_packed, _differentiate_packed)
 
 
 # --- what a model calls ----------------------------------------------------------------------------------------------
@@ -432,7 +428,7 @@ def causal_attention(
     check_attention(q, k, v, dropout_p, dropout_seed)
     q, k, v = (_autocast(x) for x in (q, k, v))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    return _Apart.apply(q, k, v, scale, dropout_p, _seed_tensor(dropout_p, dropout_seed, q.device))
+    return _apart(q, k, v, scale, dropout_p, _seed_tensor(dropout_p, dropout_seed, q.device))[0]
 
 
 def causal_attention_packed(
@@ -453,7 +449,7 @@ def causal_attention_packed(
     check_attention(q, k, v, dropout_p, dropout_seed)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     seed = _seed_tensor(dropout_p, dropout_seed, qkv.device)
-    return _Packed.apply(_autocast(qkv), n_heads, n_kv_heads, scale, dropout_p, seed)
+    return _packed(_autocast(qkv), n_heads, n_kv_heads, scale, dropout_p, seed)[0]
 
 
 def _autocast(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
-from kernels.fused.operators import cdiv, once_differentiable, operator
+from kernels.fused.operators import cdiv, differentiable, operator
 from kernels.fused.rows import check_dtypes
 
 CHUNK_LOGITS = 2**27  # alive together by default: 256 MiB in 16 bits. See default_chunk.
@@ -166,24 +166,24 @@ def _empty_gradients(dloss, n_valid, dhidden, dweight, hidden_dtype, weight_dtyp
 
 # --- registration and autograd ----------------------------------------------------------------------------------------
 
-_forward = operator("linear_cross_entropy", _launch_forward, _empty_outputs)
 _backward = operator("linear_cross_entropy_backward", _launch_backward, _empty_gradients)
 
 
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, *settings):
-        loss, *for_backward = _forward(hidden, weight, targets, *settings)
-        ctx.save_for_backward(*for_backward)
-        ctx.dtypes = hidden.dtype, weight.dtype
-        return loss
+def _save(ctx, inputs, output):
+    hidden, weight, *_ = inputs
+    _, n_valid, dhidden, dweight = output
+    ctx.mark_non_differentiable(n_valid, dhidden, dweight)
+    ctx.save_for_backward(n_valid, dhidden, dweight)
+    ctx.dtypes = hidden.dtype, weight.dtype
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dloss):
-        gradients = _backward(dloss, *ctx.saved_tensors, *ctx.dtypes)
-        wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[:2], strict=True))
-        return *wanted, *(None,) * 6
+
+def _differentiate(ctx, dloss, *_):
+    gradients = _backward(dloss, *ctx.saved_tensors, *ctx.dtypes)
+    wanted = (g if needed else None for g, needed in zip(gradients, ctx.needs_input_grad[:2], strict=True))
+    return *wanted, *(None,) * 6
+
+
+_forward = differentiable("linear_cross_entropy", _launch_forward, _empty_outputs, _save, _differentiate)
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -213,8 +213,9 @@ def linear_cross_entropy(
     dtype = autocast_dtype(hidden) or hidden.dtype
     if hidden.dtype != weight.dtype and autocast_dtype(hidden) is None:
         raise ValueError(f"linear_cross_entropy of {dtype} and {weight.dtype}; without autocast both must be the same")
-    graph = torch.is_grad_enabled()  # not known to the Function
-    return _Loss.apply(
+    graph = torch.is_grad_enabled()
+    loss, *_ = _forward(
         hidden, weight, targets, ignore_index, chunk, dtype, graph and hidden.requires_grad,
         graph and weight.requires_grad,
     )  # fmt: skip
+    return loss

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import tuning
-from kernels.fused.operators import cdiv, next_power_of_2, operator
+from kernels.fused.operators import cdiv, differentiable, next_power_of_2
 from kernels.fused.tiles import head_offset, load_tile
 
 LOG2_E = math.log2(math.e)
@@ -171,7 +171,13 @@ def _new_output(q: Tensor) -> Tensor:
     return q.new_empty(B, 1, H, D).transpose(1, 2)
 
 
-_decode = operator("decode_attention", _launch, lambda q, *_: _new_output(q))
+def _refuse(ctx, *_):
+    raise RuntimeError("decode_attention has no gradient: it is for generation; train through causal_attention")
+
+
+_decode = differentiable(
+    "decode_attention", _launch, lambda q, *_: _new_output(q), lambda ctx, inputs, output: None, _refuse
+)
 
 
 # --- public -----------------------------------------------------------------------------------------------------------

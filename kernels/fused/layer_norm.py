@@ -23,7 +23,7 @@ from torch import Tensor
 
 from kernels.fused import tuning
 from kernels.fused.autocast import autocasts_to_float32
-from kernels.fused.operators import cdiv, next_power_of_2, once_differentiable, operator
+from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
 from kernels.fused.rows import check_dtypes, fold_rows, row_offset
 
 MAX_WIDTH = 16_384  # a row must fit into the registers of one program
@@ -240,39 +240,36 @@ def _empty_gradients(dy, dtotal, s, weight, mean, rstd, bias_dtype, weight_grads
 
 # --- registration and autograd ----------------------------------------------------------------------------------------
 
-_forward = operator("layer_norm", _launch_forward, _empty_outputs)
 _backward = operator("layer_norm_backward", _launch_backward, _empty_gradients)
 
 
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, residual, weight, bias, eps, centred, out_dtype):
-        y, total, mean, rstd = _forward(x, residual, weight, bias, eps, centred, out_dtype)
-        ctx.set_materialize_grads(False)  # a y or a total that nothing uses has the gradient None, not zeros
-        ctx.save_for_backward(x if residual is None else total, weight, mean, rstd)
-        ctx.x_dtype, ctx.residual, ctx.bias_dtype = x.dtype, residual is not None, None if bias is None else bias.dtype
-        return y, total
+def _save(ctx, inputs, output):
+    x, residual, weight, bias, *_ = inputs
+    _, total, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x if residual is None else total, weight, mean, rstd)
+    ctx.x_dtype, ctx.residual, ctx.bias_dtype = x.dtype, residual is not None, None if bias is None else bias.dtype
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy, dtotal):
-        _, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        s, weight, mean, rstd = ctx.saved_tensors
-        dweight = dbias = None
-        if dy is None:  # only x + residual was used
-            ds = dtotal
-        else:
-            dtotal = dtotal if ctx.residual else None
-            ds, dweight, dbias = _backward(
-                dy, dtotal, s, weight, mean, rstd, ctx.bias_dtype, needs_weight or needs_bias
-            )
-        return (
-            None if ds is None else ds.to(ctx.x_dtype),
-            ds if needs_residual else None,
-            dweight if needs_weight else None,
-            dbias if needs_bias else None,
-            None, None, None,
-        )  # fmt: skip
+
+def _differentiate(ctx, dy, dtotal, dmean, drstd):
+    _, _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+    s, weight, mean, rstd = ctx.saved_tensors
+    dweight = dbias = None
+    if dy is None:  # only x + residual was used
+        ds = dtotal
+    else:
+        dtotal = dtotal if ctx.residual else None
+        ds, dweight, dbias = _backward(dy, dtotal, s, weight, mean, rstd, ctx.bias_dtype, needs_weight or needs_bias)
+    return (
+        None if ds is None else ds.to(ctx.x_dtype),
+        ds if ctx.residual else None,
+        dweight if needs_weight else None,
+        dbias if needs_bias else None,
+        None, None, None,
+    )  # fmt: skip
+
+
+_forward = differentiable("layer_norm", _launch_forward, _empty_outputs, _save, _differentiate)
 
 
 # --- public -----------------------------------------------------------------------------------------------------------
@@ -317,4 +314,5 @@ def _norm(op: str, x, residual, weight, bias, eps: float, centred: bool) -> tupl
     dtype = x.dtype if residual is None else residual.dtype
     if autocasts_to_float32(x):
         dtype = torch.float32
-    return _Norm.apply(x, residual, weight, bias, eps, centred, dtype)
+    y, total, *_ = _forward(x, residual, weight, bias, eps, centred, dtype)
+    return y, total

@@ -8,13 +8,12 @@ are given the two halves as views. Arithmetic is float32. Nothing but the inputs
 calculated again, because reading it back would cost more than the exponential. (Shazeer 2020, equation 5.)
 """
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.fused import tuning
-from kernels.fused.operators import cdiv, once_differentiable, operator
+from kernels.fused.operators import cdiv, differentiable, operator
 from kernels.fused.rows import check_dtypes, fold_rows, row_offset
 
 # --- kernels: flat programs over BLOCK elements of rows of F, whatever their number of rows ---------------------------
@@ -103,21 +102,18 @@ def _launch_packed_backward(dout: Tensor, gate_up: Tensor) -> Tensor:
     return dgate_up
 
 
-_packed = operator("swiglu", _launch_packed, lambda x: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)))
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
 _packed_backward = operator("swiglu_backward", _launch_packed_backward, lambda _, x: x.new_empty(x.shape))
-
-
-class _Packed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gate_up):
-        ctx.save_for_backward(gate_up)
-        return _packed(gate_up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout):
-        return _packed_backward(dout, *ctx.saved_tensors)
-
+_packed = differentiable(
+    "swiglu",
+    _launch_packed,
+    lambda x: x.new_empty((*x.shape[:-1], x.shape[-1] // 2)),
+    _save,
+    lambda ctx, dout: _packed_backward(dout, *ctx.saved_tensors),
+)
 
 # --- registration and autograd: gate and up apart ---------------------------------------------------------------------
 
@@ -132,21 +128,14 @@ def _empty_gradients(dout: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
-_unpacked = operator("swiglu_unpacked", _forward, lambda gate, up: gate.new_empty(gate.shape))
 _unpacked_backward = operator("swiglu_unpacked_backward", _launch_unpacked_backward, _empty_gradients)
-
-
-class _Unpacked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gate, up):
-        ctx.save_for_backward(gate, up)
-        return _unpacked(gate, up)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout):
-        return _unpacked_backward(dout, *ctx.saved_tensors)
-
+_unpacked = differentiable(
+    "swiglu_unpacked",
+    _forward,
+    lambda gate, up: gate.new_empty(gate.shape),
+    _save,
+    lambda ctx, dout: _unpacked_backward(dout, *ctx.saved_tensors),
+)
 
 # --- public -----------------------------------------------------------------------------------------------------------
 
@@ -160,7 +149,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     check_dtypes("swiglu", gate_up)
     if gate_up.shape[-1] % 2:
         raise ValueError(f"swiglu of a width of {gate_up.shape[-1]}: gate and up side by side make an even one")
-    return _Packed.apply(gate_up)
+    return _packed(gate_up)
 
 
 def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
@@ -168,4 +157,4 @@ def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
     check_dtypes("swiglu_unpacked", gate, up)
     if gate.shape != up.shape:
         raise ValueError(f"swiglu of gate {tuple(gate.shape)} and up {tuple(up.shape)}; the shapes must be equal")
-    return _Unpacked.apply(gate, up)
+    return _unpacked(gate, up)

@@ -75,9 +75,9 @@ def operator_arguments(name, device):
     qkv, dout = (x.float() for x in draw([(1, 9, 4 * 16), (1, 9, 2 * 16)], device))
     seed = torch.tensor(3, device=device)
     if name == "causal_attention":
-        return [q, k, v, 0.25, 0.1, seed]
+        return [x.requires_grad_() for x in (q, k, v)] + [0.25, 0.1, seed]
     if name == "causal_attention_packed":
-        return [qkv, 2, 1, 0.25, 0.0, None]
+        return [qkv.requires_grad_(), 2, 1, 0.25, 0.0, None]
     if name == "causal_attention_backward":
         return [do, q, k, v, *torch.ops.minilm.causal_attention(q, k, v, 0.25, 0.1, seed), 0.25, 0.1, seed]
     out, lse = torch.ops.minilm.causal_attention_packed(qkv, 2, 1, 0.25, 0.0, None)

@@ -286,9 +286,11 @@ def test_torch_compile_traces_it_whole():
 @pytest.mark.parametrize("grads", [(True, True), (False, True), (True, False), (False, False)])
 def test_opcheck(grads, device):
     inputs, targets = case(5, 8, 65, torch.float32, device)
-    args = (*inputs, targets, -100, 2, torch.float32, *grads)
+    leaves = [x.requires_grad_(g) for x, g in zip(inputs, grads, strict=True)]
+    args = (*leaves, targets, -100, 2, torch.float32, *grads)
     torch.library.opcheck(torch.ops.minilm.linear_cross_entropy.default, args)
-    args = (*torch.ops.minilm.linear_cross_entropy(*args), torch.bfloat16, torch.float16)
+    outputs = (x.detach() for x in torch.ops.minilm.linear_cross_entropy(*args))
+    args = (*outputs, torch.bfloat16, torch.float16)
     torch.library.opcheck(torch.ops.minilm.linear_cross_entropy_backward.default, args)
 
 

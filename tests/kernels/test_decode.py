@@ -123,6 +123,13 @@ def test_splits_are_whole_blocks_that_fill_the_chip_and_cover_the_cache(S, heads
     assert keys % block == 0 and (n_splits - 1) * keys < S <= n_splits * keys
 
 
+def test_it_says_that_it_has_no_gradient(device):
+    q, cache = torch.randn(1, 2, 1, 16, device=device, requires_grad=True), torch.randn(1, 2, 4, 16, device=device)
+    out = fused.decode_attention(q, cache, cache, torch.tensor([4], device=device))
+    with pytest.raises(RuntimeError, match="decode_attention has no gradient"):
+        out.sum().backward()
+
+
 @pytest.mark.parametrize("S", [40, 300])
 def test_the_operator_passes_opcheck_and_traces_on_cuda_tensors_that_are_not_there(S, device):
     q, k, v = draw(2, 4, 2, S, 16, torch.float32, device)

@@ -238,14 +238,15 @@ def test_torch_compile_traces_it_whole(op, device):
 @pytest.mark.parametrize("op", OPS)
 def test_opcheck(op, device):
     inputs, _ = case(op, (3, 16), torch.bfloat16, device)
-    x, weight = inputs[0], inputs[2 if op.startswith("add") else 1]
+    x, weight = inputs[0].requires_grad_(), inputs[2 if op.startswith("add") else 1].requires_grad_()
     residual = inputs[1] if op.startswith("add") else None
     bias = inputs[-1] if op in ("layer_norm", "add_layer_norm") else None
     args = (x, residual, weight, bias, 1e-5, "layer" in op, x.dtype)
     torch.library.opcheck(torch.ops.minilm.layer_norm.default, args)
-    y, total, mean, rstd = torch.ops.minilm.layer_norm(*args)
+    with torch.no_grad():
+        y, total, mean, rstd = torch.ops.minilm.layer_norm(*args)
     s, dtotal = (x, None) if residual is None else (total, y)
-    args = (y, dtotal, s, weight, mean, rstd, None if bias is None else bias.dtype, op != "rms_norm")
+    args = (y, dtotal, s.detach(), weight.detach(), mean, rstd, None if bias is None else bias.dtype, op != "rms_norm")
     torch.library.opcheck(torch.ops.minilm.layer_norm_backward.default, args)
 
 

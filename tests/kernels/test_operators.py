@@ -7,7 +7,7 @@ import torch
 import triton
 
 import kernels.fused as fused
-from kernels.fused.operators import cdiv, next_power_of_2, once_differentiable, operator
+from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
 
 
 def test_rounding_up_is_that_of_triton():
@@ -41,24 +41,72 @@ def test_what_is_defined_again_takes_the_place_of_what_was():
         torch.library.opcheck(op, (torch.ones(2),))
 
 
-def test_a_second_derivative_is_refused_even_where_the_incoming_gradient_has_none():
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(x)
-            return x**3
+def cubed():
+    def compute(x: torch.Tensor) -> torch.Tensor:
+        return x**3
 
-        @staticmethod
-        @once_differentiable
-        def backward(ctx, dy):
-            (x,) = ctx.saved_tensors
-            return 3 * x**2 * dy
+    return differentiable(
+        "test_of_a_gradient",
+        compute,
+        torch.empty_like,
+        lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+        lambda ctx, dy: 3 * ctx.saved_tensors[0] ** 2 * dy,
+    )
 
-    x = torch.tensor(2.0, requires_grad=True)
-    assert torch.autograd.grad(Cube.apply(x), x)[0] == 12
-    assert torch.autograd.grad(torch.compile(Cube.apply, backend="aot_eager", fullgraph=True)(x), x)[0] == 12
-    with pytest.raises(RuntimeError, match="no second derivative"):
-        torch.autograd.grad(Cube.apply(x), x, create_graph=True)
+
+def test_the_gradient_is_the_same_eager_compiled_and_of_the_operator_itself():
+    cube, x = cubed(), torch.tensor(2.0, requires_grad=True)
+    for call in (cube, torch.compile(cube, backend="aot_eager", fullgraph=True), torch.ops.minilm.test_of_a_gradient):
+        assert torch.autograd.grad(call(x), x)[0] == 12
+        with pytest.raises(RuntimeError, match="second derivative|double backward"):
+            torch.autograd.grad(torch.autograd.grad(call(x), x, create_graph=True), x)
+    torch.library.opcheck(torch.ops.minilm.test_of_a_gradient.default, (x,))
+
+
+def test_an_eager_call_goes_round_what_pytorch_does_for_a_registered_gradient():
+    """The reason for all this: torch/_library/autograd.py is not entered."""
+    cube, x = cubed(), torch.tensor(2.0, requires_grad=True)
+    entered = []
+
+    def look(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.endswith("_library/autograd.py"):
+            entered.append(frame.f_code.co_name)
+
+    for call, goes in ((cube, False), (torch.ops.minilm.test_of_a_gradient.default, True)):
+        entered.clear()
+        sys.setprofile(look)
+        try:
+            call(x)
+        finally:
+            sys.setprofile(None)
+        assert bool(entered) == goes, entered
+
+
+TWICE = {
+    "attention": (lambda q: fused.causal_attention(q, q, q), (1, 2, 20, 16)),
+    "norm": (lambda x: fused.add_rms_norm(x, x, x[0, 0])[0], (1, 2, 16)),
+    "swiglu": (lambda x: fused.swiglu_unpacked(x, x), (3, 16)),
+    "cross-entropy": (lambda w: fused.linear_cross_entropy(w, w, torch.arange(5)), (5, 16)),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_tensor_given_twice_has_the_sum_of_both_gradients_compiled_too(name):
+    call, shape = TWICE[name]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    torch._dynamo.reset()
+    eager, compiled = (
+        torch.autograd.grad(f(x).sum(), x)[0] for f in (call, torch.compile(call, backend="aot_eager", fullgraph=True))
+    )
+    assert eager.any() and torch.equal(eager, compiled)
+
+
+def test_what_comes_out_of_frozen_inputs_can_be_changed_in_place(device):
+    q, factor = torch.randn(1, 2, 20, 16, device=device), torch.tensor(2.0, requires_grad=True)
+    out = fused.causal_attention(q, q, q)
+    expected = out.sum()
+    out.mul_(factor).sum().backward()
+    torch.testing.assert_close(factor.grad, expected)
 
 
 @pytest.mark.parametrize("used", [0, 1], ids=["normed", "sum"])
