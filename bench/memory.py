@@ -24,7 +24,7 @@ from bench import inside, steps, tables, timing
 from bench.contest import OK
 from kernels.backend import BACKENDS, MODULES, OPS, Backend
 from minilm import hardware
-from minilm.config import PRESETS, RunConfig, build
+from minilm.config import PRESETS, RunConfig
 from minilm.errors import UserError
 from minilm.training.facts import memory_by_part
 
@@ -51,8 +51,8 @@ def at(preset: str, context_length: int, batch_size: int, checkpointed: bool, de
 
 
 def parts(preset: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """A row a way and part: one micro-batch of the preset as it is, but for its vocabulary, which the data decide."""
-    own = build(preset, {"model": {"vocab_size": steps.VOCABULARY}})
+    """A row a way and part: one micro-batch of the preset as it is."""
+    own = steps.with_vocabulary(preset)
     size = own.model.context_length, own.train.batch_size // own.train.grad_accumulation
     found = []
     for name, again in ways():

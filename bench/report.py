@@ -138,23 +138,30 @@ def against_nanogpt(machine: Machine) -> list[str]:
 
 
 def repaid(machine: Machine) -> list[str]:
-    """After how many steps compiling has repaid what it cost before the first, at the size where it is cold."""
+    """After how many steps compiling has repaid what it cost before the first, where eager ones were timed beside."""
     rows = list(machine.train.values())
-    found = {row["label"]: row for row in rows if _train_size(row) == _train_size(rows[0]) and row["step_s"]}
+    found = {
+        row["label"]: row
+        for row in rows
+        if _train_size(row) == _train_size(rows[0]) and row["step_s"] and not row.get("reason")
+    }
     said = []
     for label, row in found.items():
         mode = label.split()[1]
         if mode == "eager" or not (eager := found.get(label.replace(mode, "eager"))):
             continue
-        saved = eager["step_s"] - row["step_s"]
-        spent = row["first_step_s"] - eager["first_step_s"]
-        after = math.ceil(spent / saved) if saved > 0 else None
-        steps = (
-            "never" if after is None else f"after {after:,} steps ({duration(after * eager['step_s'])} of eager ones)"
-        )
-        said.append(f"{label}, {steps}" if spent > 0 or after is None else f"{label}, at once")
+        spent = max(row["first_step_s"] - eager["first_step_s"], 0.0)
+        ends = [(eager["low"], row["high"]), (eager["high"], row["low"])] if row.get("low") and eager.get("low") else []
+        after, *between = (_steps(spent, slow - fast) for slow, fast in [(eager["step_s"], row["step_s"]), *ends[::-1]])
+        said.append(f"{label} {after}" + (f" ({' to '.join(between)})" if between else ""))
     size = f"T={rows[0]['context_length']} B={rows[0]['batch_size']}" if rows else ""
-    return [f"What compiling costs before the first step is repaid, at {size}: {'; '.join(said)}."] if said else []
+    words = "Steps after which compiling has repaid what it costs before the first"
+    return [f"{words}, at {size}, from the ends of both intervals: {'; '.join(said)}."] if said else []
+
+
+def _steps(spent: float, saved: float) -> str:
+    """Two digits: it is not known better."""
+    return f"{float(f'{math.ceil(spent / saved):.1e}'):,.0f}" if saved > 0 and spent / saved < 1e6 else "never"
 
 
 def _ratio(mine: Row, theirs: Row, mode: str) -> str:

@@ -102,6 +102,13 @@ def sizes(device: torch.device) -> list[tuple[str, int, int]]:
     return [("capstone", T, 16_384 // T) for T in (256, 1024, 4096, 16_384, 512, 2048, 8192)]
 
 
+def with_vocabulary(preset: str) -> RunConfig:
+    """A preset as it is, its vocabulary as large as its data would make it: characters of English, or byte pairs."""
+    config = build(preset)
+    bytewise = config.data.tokenizer == "bpe"
+    return build(preset, {"model": {"vocab_size": config.data.vocab_size if bytewise else VOCABULARY}})
+
+
 def config_of(
     preset: str, context_length: int, batch_size: int, device: torch.device, comparable: bool = False
 ) -> RunConfig:

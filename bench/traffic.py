@@ -3,16 +3,17 @@
     python -m bench.traffic [--preset capstone] [--dtype bfloat16] [--tflops 798] [--terabytes 3.0]
 
 A step is made with tensors that have no data, and every operator that PyTorch would send to the device is counted: what
-it reads and writes once, what it multiplies. At the given rates, which are those of an H100, this is the least time
-those kernels take one after another: no chip can take less time by running the same operators, and a host that needs
-longer than that between two launches makes it wait. The optimizer counts as fused AdamW. What torch.compile makes of a
-step is not in it.
+it reads and writes once, what it multiplies. At the given rates, which are those of an H100, this is the time those
+kernels take one after another if each is as fast as a copy or a large product; what the L2 cache still holds is read
+faster. A host that needs longer than that between two launches makes the device wait. The optimizer counts as fused
+AdamW. What torch.compile makes of a step is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ from torch.utils._pytree import tree_leaves
 from bench import breakdown, steps, tables
 from kernels.backend import BACKENDS, MODULES, OPS, Backend
 from minilm import hardware
-from minilm.config import PRESETS, RunConfig, build
+from minilm.config import PRESETS, RunConfig
 from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.training.facts import FusedAttention
 
 TFLOPS, TERABYTES = 798.0, 3.0  # a second: products in bfloat16 and a copy's reads and writes, measured on an H100
+GATHERS = ("embedding", "nll_loss_forward")  # read of their first input no more than they are asked for
+WRITES_ONLY = ("zero_", "fill_", "copy_")  # and do not read what they change
 NO_KERNEL = ("empty", "detach", "alias", "_unsafe_view", "promote_types")  # allocate, or look
 
 
@@ -70,13 +73,18 @@ class Count(TorchDispatchMode):
 
 def traffic(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> int:
     """Bytes: every tensor that goes in is read once, every tensor that comes out or is changed is written once."""
-    changed: list[Any] = []
-    for argument, value in zip(func._schema.arguments, args, strict=False):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            changed.append(value)
-    read = {id(x): x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+    named = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    changed = [
+        named[argument.name]
+        for argument in func._schema.arguments
+        if argument.name in named and argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    name = func._schema.name.split("::")[1]
+    inputs = tree_leaves((args, {key: value for key, value in kwargs.items() if key != "out"}))
+    read = {id(x): x for x in inputs[name in GATHERS + WRITES_ONLY :] if isinstance(x, torch.Tensor)}
     written = [x for x in tree_leaves((changed, [] if changed else out)) if isinstance(x, torch.Tensor)]
-    return sum(map(held, [*read.values(), *written]))
+    gathered = min(held(args[0]), sum(map(held, written))) if name in GATHERS else 0
+    return gathered + sum(map(held, [*read.values(), *written]))
 
 
 def held(x: torch.Tensor) -> int:
@@ -93,7 +101,7 @@ def products(name: str, args: Sequence[Any]) -> int:
     match name:
         case "mm" | "bmm":
             return 2 * shapes[0].numel() * shapes[1][-1]
-        case "addmm":
+        case "addmm" | "baddbmm":
             return 2 * shapes[1].numel() * shapes[2][-1]
         case "causal_attention_packed":
             (B, T, width), heads, kv_heads = shapes[0], args[1], args[2]
@@ -112,8 +120,11 @@ def products(name: str, args: Sequence[Any]) -> int:
 
 
 def count(config: RunConfig, kernels: str, dtype: torch.dtype, rates: tuple[float, float]) -> list[Cost]:
-    """Of one step of a preset, the longest first."""
-    module = importlib.import_module(MODULES[kernels])
+    """Of one update, the longest first. Raises UserError where the kernels cannot be imported."""
+    try:
+        module = importlib.import_module(MODULES[kernels])
+    except ModuleNotFoundError as error:
+        raise UserError(f"--kernels {kernels} needs {error.name}, which is not installed; take torch.") from None
     ops = Backend(kernels, **{op: getattr(module, op) for op in OPS})
     with torch.device("meta"), FusedAttention():
         model = GPT(config.model, ops, dtype).train()
@@ -123,6 +134,9 @@ def count(config: RunConfig, kernels: str, dtype: torch.dtype, rates: tuple[floa
             model(tokens, tokens).backward()
     # What PyTorch does not do to many tensors at once without a device: gradients are read for their norm, read again
     # and written when they are scaled to it; an update reads them, and reads and writes weights and two moments.
+    for cost in counted.costs.values():
+        for field in ("calls", "bytes", "flops", "seconds"):
+            setattr(cost, field, getattr(cost, field) * config.train.grad_accumulation)
     n = model.count_parameters()["total"]
     moved = {"clip_grad_norm_": 12 * n, "adamw": 28 * n}
     costs = [*counted.costs.values(), *(Cost(name, 1, size, 0, size / rates[1]) for name, size in moved.items())]
@@ -161,20 +175,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--terabytes", type=float, default=TERABYTES, help="read and written by a copy, a second")
     options = parser.parse_args(arguments)
     for name in ("tflops", "terabytes"):
-        if not getattr(options, name) > 0:
-            parser.error(f"--{name} is {getattr(options, name):g}; it must be above 0")
-    config = build(options.preset, {"model": {"vocab_size": steps.VOCABULARY}})
+        if not 0 < getattr(options, name) < math.inf:
+            parser.error(f"--{name} is {getattr(options, name):g}; it must be a number above 0")
+    config = steps.with_vocabulary(options.preset)
     dtype = hardware.DTYPES[options.dtype]
     try:
         found = count(config, options.kernels, dtype, (options.tflops * 1e12, options.terabytes * 1e12))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    title = f"A step of {options.preset} by {options.kernels}, {options.dtype}, eager"
+    tokens = f"{config.model.vocab_size:,} different tokens"
+    title = f"A step of {options.preset} by {options.kernels}, {options.dtype}, eager, {tokens}"
     console, seconds = Console(soft_wrap=True), sum(cost.seconds for cost in found)
     console.print(tables.plain_table(*table(found, title)))
-    tokens = config.train.batch_size // config.train.grad_accumulation * config.model.context_length
-    console.print(f"{tokens:,} tokens in {1e3 * seconds:.2f} ms at least: at most {tokens / seconds:,.0f} tokens/s.")
+    n = config.train.batch_size * config.model.context_length
+    console.print(f"{n:,} tokens in {1e3 * seconds:.2f} ms: {n / seconds:,.0f} tokens/s if nothing else takes time.")
     return 0
 
 

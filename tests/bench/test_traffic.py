@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from bench import breakdown, traffic
+from bench import breakdown, steps, traffic
 from minilm.config import build
 
 RATES = (1e12, 1e9)
@@ -25,6 +26,19 @@ def test_an_operator_reads_its_inputs_once_and_writes_what_is_new():
 
 def test_an_expanded_tensor_is_read_as_often_as_it_is_held():
     assert cost_of(lambda a, b: a + b.expand(4, 5), (4, 5), (1, 5))["add"].bytes == 80 + 20 + 80
+
+
+def test_a_gather_reads_what_it_is_asked_for_and_a_fill_reads_nothing():
+    def look_up(n):
+        return lambda table: F.embedding(torch.empty(n, dtype=torch.int64, device="meta"), table)
+
+    assert cost_of(look_up(3), (1000, 8))["embedding"].bytes == 3 * 8 + 2 * 3 * 8 * 4
+    assert cost_of(look_up(300), (2, 8))["embedding"].bytes == 300 * 8 + 2 * 8 * 4 + 300 * 8 * 4, (
+        "a small table is read once"
+    )
+    assert cost_of(lambda x: x.zero_(), (4, 5))["zero_"].bytes == 80
+    assert cost_of(lambda x, y: x.copy_(y), (4, 5), (4, 5))["copy_"].bytes == 160
+    assert cost_of(lambda a, b, c: torch.mm(a, b, out=c), (4, 5), (5, 6), (4, 6))["mm"].bytes == 4 * (20 + 30 + 24)
 
 
 def test_a_product_takes_whichever_is_longer():
@@ -50,11 +64,26 @@ def test_every_backend_does_the_same_arithmetic_and_none_less_than_the_floor(ker
     assert found["adamw"].bytes == 28 * sum(p.numel() for p in traffic.GPT(config.model).parameters())
 
 
+def test_an_update_of_several_micro_batches_has_one_optimizer_step():
+    whole, parts = (
+        {c.operator: c for c in traffic.count(config, "torch", torch.bfloat16, RATES)}
+        for config in (build("tiny", {"model": {"vocab_size": 96}, "train": {"grad_accumulation": n}}) for n in (1, 4))
+    )
+    assert parts["adamw"] == whole["adamw"] and parts["mm"].calls == 4 * whole["mm"].calls
+    assert parts["mm"].flops == whole["mm"].flops
+
+
+def test_the_vocabulary_is_that_of_the_presets_data():
+    assert steps.with_vocabulary("gpt2").model.vocab_size == 16_384
+    assert steps.with_vocabulary("tiny").model.vocab_size == 96
+
+
 def test_it_is_told_as_a_table(capsys):
     assert traffic.main(["--preset", "tiny", "--kernels", "torch"]) == 0
     out = capsys.readouterr().out
     assert "A step of tiny by torch, bfloat16, eager" in out and "native_layer_norm" in out
     assert "256 tokens in" in out
-    with pytest.raises(SystemExit) as stop:
-        traffic.main(["--tflops", "0"])
-    assert stop.value.code == 2 and "must be above 0" in capsys.readouterr().err
+    for wrong in ("0", "inf", "nan"):
+        with pytest.raises(SystemExit) as stop:
+            traffic.main(["--tflops", wrong])
+        assert stop.value.code == 2 and "must be a number above 0" in capsys.readouterr().err

@@ -101,6 +101,12 @@ def test_a_tensor_given_twice_has_the_sum_of_both_gradients_compiled_too(name):
     assert eager.any() and torch.equal(eager, compiled)
 
 
+def test_vmap_is_as_calling_it_for_each(device):
+    x = torch.randn(3, 4, 16, device=device)
+    each = torch.stack([fused.swiglu(one) for one in x])
+    assert torch.equal(torch.vmap(fused.swiglu)(x), each)
+
+
 def test_what_comes_out_of_frozen_inputs_can_be_changed_in_place(device):
     q, factor = torch.randn(1, 2, 20, 16, device=device), torch.tensor(2.0, requires_grad=True)
     out = fused.causal_attention(q, q, q)
