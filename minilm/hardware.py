@@ -134,9 +134,10 @@ def memory(device: torch.device) -> tuple[int, int] | None:
 def keep_freed_memory() -> bool:
     """Have the C library keep what tensors on the CPU give back, up to 32 MiB each, for the next ones; whether it does.
 
-    By itself glibc returns it to the system at every step and is handed it again, page by page and filled with zeros:
-    13 to 15% of a small model's step. For the whole process, which then stays as large as it once was. An environment
-    that has settings of its own for malloc is left alone, and another C library as it is.
+    By itself glibc may return it to the system at every step and be handed it again, page by page and filled with
+    zeros: up to a fifth of a small model's step, until larger tensors, such as an evaluation's, teach it otherwise (a
+    run that is resumed may take long to see one). For the whole process, which then stays as large as it once was. An
+    environment with settings of its own for malloc is left alone, and another C library as it is.
     """
     own = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"} & set(os.environ)
     if own or platform.libc_ver()[0] != "glibc":
