@@ -1,5 +1,7 @@
 """What every fused operation has in common: an operator below autograd and a Function on top of it."""
 
+import os
+import subprocess
 import sys
 
 import pytest
@@ -128,3 +130,18 @@ def test_an_output_that_nothing_uses_costs_no_zeros(used, device, monkeypatch):
         assert dtotal is None
     else:
         assert not arrived and weight.grad is None and torch.equal(x.grad, torch.ones_like(x))
+
+
+def test_the_package_can_be_imported_forgotten_and_imported_again():
+    program = """
+import sys, torch
+import kernels.fused as first
+for name in [name for name in sys.modules if name.split(".")[0] == "kernels"]:
+    del sys.modules[name]
+import kernels.fused as second
+x = torch.randn(3, 8, requires_grad=True)
+grads = [torch.autograd.grad(module.swiglu(x).sum(), x)[0] for module in (first, second)]
+print(second is not first and torch.equal(*grads))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    assert run.stdout.strip() == "True", run.stderr[-2000:]
