@@ -93,6 +93,7 @@ COMMANDS = {
     "minilm tune": Cannot("it needs a GPU; tests/kernels/test_tune.py runs it with a stand-in for the clock"),
     "python -m bench.memory": Covered("tests/bench/test_step_parts.py::test_the_two_commands_print_their_tables"),
     "python -m bench.breakdown": Covered("tests/bench/test_step_parts.py::test_the_two_commands_print_their_tables"),
+    "python -m bench.traffic": Covered("tests/bench/test_traffic.py::test_it_is_told_as_a_table"),
     "python -m bench.coincide --out results/coincide": Covered(
         "tests/bench/test_coincide.py::test_each_is_switched_on_alone_and_then_all_together"
     ),
