@@ -21,7 +21,8 @@ from minilm.report.plates import Plate, save_plate
 from minilm.report.scaling_figures import curve_plate, fit_of, isoflop_plate, law_plate
 from minilm.report.scaling_panels import amount, half_width, law_of, replicated
 from minilm.studies.budget import REFIT, ChinchillaLaw
-from minilm.studies.scaling import COUNTS, KAPLAN_ALPHA, TOKENS_PER_PARAMETER, PowerLaw
+from minilm.studies.power_law import PowerLaw
+from minilm.studies.scaling import COUNTS, KAPLAN_ALPHA, TOKENS_PER_PARAMETER
 from minilm.training.journal import write_json
 
 FIGURES = "figures"

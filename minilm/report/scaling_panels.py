@@ -16,7 +16,8 @@ from scipy import stats
 from minilm.report.canvas import LIGHT
 from minilm.report.panels import ROUND, log_axis, run_style, spread
 from minilm.studies.budget import ChinchillaLaw
-from minilm.studies.scaling import ALPHAS, MAX_MOVE, TOKENS_PER_PARAMETER, PowerLaw, profile
+from minilm.studies.power_law import ALPHAS, PowerLaw, profile
+from minilm.studies.scaling import MAX_MOVE, TOKENS_PER_PARAMETER
 
 COUNT_NAMES = {
     "total": "all parameters",

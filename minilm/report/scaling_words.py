@@ -16,16 +16,8 @@ from minilm.report.scaling_panels import (
     replicated,
 )
 from minilm.studies.budget import REFIT, ChinchillaLaw
-from minilm.studies.scaling import (
-    DELTA,
-    KAPLAN_ALPHA,
-    MAX_MOVE,
-    MAX_WIDTH,
-    MIN_DECADES,
-    MIN_SEEDS,
-    MIN_SIZES,
-    PowerLaw,
-)
+from minilm.studies.power_law import DELTA, PowerLaw
+from minilm.studies.scaling import KAPLAN_ALPHA, MAX_MOVE, MAX_WIDTH, MIN_DECADES, MIN_SEEDS, MIN_SIZES
 
 FABLES = "fables"
 Fit = dict[str, Any]

@@ -14,7 +14,8 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from minilm.errors import UserError
-from minilm.studies.scaling import DELTA, TOKENS_PER_PARAMETER, Point
+from minilm.studies.power_law import DELTA
+from minilm.studies.scaling import TOKENS_PER_PARAMETER, Point
 
 SAME_FLOPS = 0.05  # runs within this share of the last one's compute are on one IsoFLOP curve
 MIN_ON_CURVE, MIN_CURVES = 4, 3  # a parabola has three coefficients, a line's spread needs a third point

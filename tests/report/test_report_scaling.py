@@ -18,7 +18,8 @@ from minilm.report.scaling import print_scaling, write_scaling
 from minilm.report.scaling_figures import curve_plate, isoflop_plate, law_plate
 from minilm.studies.budget import ChinchillaLaw, fit_chinchilla, fit_isoflop
 from minilm.studies.notebook import scaling_analysis
-from minilm.studies.scaling import Point, fit_scaling, profile
+from minilm.studies.power_law import profile
+from minilm.studies.scaling import Point, fit_scaling
 from tests.report.pages_read import Page
 
 RECORD = {

@@ -9,15 +9,8 @@ import pytest
 from scipy import stats
 
 from minilm.errors import UserError
-from minilm.studies.scaling import (
-    KAPLAN_ALPHA,
-    Point,
-    alpha_interval,
-    best_alpha,
-    fit_scaling,
-    profile,
-    pure_line,
-)
+from minilm.studies.power_law import alpha_interval, best_alpha, profile, pure_line
+from minilm.studies.scaling import KAPLAN_ALPHA, Point, fit_scaling
 
 PLANTED = [(alpha, E) for alpha in (0.076, 0.2, 0.34) for E in (0.0, 1.2, 1.7)]
 RECORD = {
