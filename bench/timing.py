@@ -1,8 +1,10 @@
 """Time and memory of calls, measured side by side.
 
-On a GPU: device time by events, each call begun with a cold L2 cache, after the chip is warm. On a CPU: wall time,
-caches as the call before left them. Calls that are compared take turns, in an order that rotates, so that whatever
-drifts (clocks, temperature, neighbours) drifts for all of them.
+On a GPU: the device's own time by events, each call begun with a cold L2 cache, after the chip is warm. The device is
+held back by a sleep until the host has launched all of a call, for else a call of several short kernels would be as
+long as the host takes to launch them. On a CPU, and for whole training steps, whose user waits for the host too: wall
+time, caches as the call before left them. Calls that are compared take turns, in an order that rotates, so that
+whatever drifts (clocks, temperature, neighbours) drifts for all of them.
 """
 
 from __future__ import annotations
@@ -11,20 +13,28 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import torch
 from scipy import stats
 
 Call = Callable[[], object]
 LEAST = 6  # rounds: the least and the largest of fewer are no 95% interval of their median
+TRIES = 4  # of a round, each with a longer hold
+SHORTEST_HOLD, LONGEST_HOLD = 20e-6, 0.1  # seconds
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call, a round each, and the host's own seconds a call (GPU only; elsewhere they are the same)."""
+    """Seconds of one call, a round each, and the host's own seconds a call (GPU only; elsewhere they are the same).
+
+    late: in how many rounds the host was not done launching when the device began, so that gaps may be in the time.
+    """
 
     rounds: tuple[float, ...]
     host: float | None = None
+    late: int = 0
 
     @property
     def median(self) -> float:
@@ -51,24 +61,31 @@ def synchronize(device: torch.device) -> None:
 
 
 def in_turn(
-    calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: int | None = None, host: bool = True
+    calls: Mapping[str, Call], device: torch.device, seconds: float, rounds: int | None = None, wall: bool = False
 ) -> dict[str, Times]:
-    """Times of every call, over as many rounds as fit into about `seconds` (LEAST to 200), or over `rounds`; `host`: on
-    a GPU the host's own seconds too.
+    """Times of every call, over as many rounds as fit into about `seconds` (LEAST to 200), or over `rounds`.
 
-    Each call has been made twice before it is timed; what it raises goes through.
+    wall: the seconds until the device is done, the host's included, also on a GPU. Each call has been made twice before
+    it is timed; what it raises goes through.
     """
     names = list(calls)
-    once = _once(device)
+    by_device = device.type == "cuda" and not wall
+    if device.type == "cuda":
+        warm_up(device)
     costs = [_seconds_of(calls[name], device) for name in names for _ in (0, 1)][1::2]
-    rounds = rounds or min(max(int(seconds / max(sum(costs), 1e-9)), LEAST), 200)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    own = {name: _host_seconds(calls[name], device) for name in names} if by_device else {}
+    once = Held(device_clock(device), own).once if by_device else lambda name, call: (_seconds_of(call, device), False)
+    spent = sum(costs) + 3 * sum(own.values()) + 1e-4 * len(own)  # held and flushed
+    rounds = rounds or min(max(int(seconds / max(spent, 1e-9)), LEAST), 200)
+    found: dict[str, list[tuple[float, bool]]] = {name: [] for name in names}
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(turn + i) % len(names)]
-            found[name].append(once(calls[name]))
-    own = {name: _host_seconds(calls[name], device) for name in names} if host and device.type == "cuda" else {}
-    return {name: Times(tuple(found[name]), own.get(name)) for name in names}
+            found[name].append(once(name, calls[name]))
+    return {
+        name: Times(tuple(t for t, _ in found[name]), own.get(name), sum(late for _, late in found[name]))
+        for name in names
+    }
 
 
 def _seconds_of(call: Call, device: torch.device) -> float:
@@ -79,23 +96,74 @@ def _seconds_of(call: Call, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _once(device: torch.device) -> Callable[[Call], float]:
-    """A function that times one call."""
-    if device.type != "cuda":
-        return lambda call: _seconds_of(call, device)
-    cache = torch.empty(2 * torch.cuda.get_device_properties(device).L2_cache_size, dtype=torch.int8, device=device)
+class Event(Protocol):
+    """A point in the device's queue, as torch.cuda.Event."""
 
-    def once(call: Call) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        cache.zero_()  # the chip works on this while the host prepares the launch: no gap is timed
-        begin.record()
-        call()
-        end.record()
+    def record(self) -> None: ...
+    def query(self) -> bool: ...
+    def synchronize(self) -> None: ...
+    def elapsed_time(self, end: Event) -> float: ...  # in milliseconds
+
+
+class Clock(Protocol):
+    """What Held needs of a device: all of it queued, nothing waited for."""
+
+    def flush(self) -> None: ...
+    def sleep(self, seconds: float) -> None: ...
+    def event(self) -> Event: ...
+
+
+class Held:
+    """Times calls on a device that sleeps until the host has launched them; host: seconds a call by name."""
+
+    def __init__(self, clock: Clock, host: Mapping[str, float]):
+        self.clock = clock
+        self.hold = {name: max(2 * seconds, SHORTEST_HOLD) for name, seconds in host.items()}
+
+    def once(self, name: str, call: Call) -> tuple[float, bool]:
+        """(seconds on the device, whether the host was late). A round in which it was is done again, held longer."""
+        for _ in range(TRIES):
+            begin, end = self.clock.event(), self.clock.event()
+            self.clock.flush()
+            self.clock.sleep(self.hold[name])
+            begin.record()
+            call()
+            end.record()
+            late = begin.query()  # the device is past the sleep: it may have waited for the host since
+            end.synchronize()
+            if not late or self.hold[name] >= LONGEST_HOLD:
+                break
+            self.hold[name] = min(4 * self.hold[name], LONGEST_HOLD)
+        return begin.elapsed_time(end) * 1e-3, late
+
+
+class CudaClock:
+    """A GPU. Its L2 cache is flushed by reading: what was written would be written back while a call is timed."""
+
+    def __init__(self, device: torch.device):
+        cached = torch.cuda.get_device_properties(device).L2_cache_size
+        self.filler = torch.zeros(2 * cached // 4, dtype=torch.float32, device=device)
+        begin, end = self.event(), self.event()
+        for cycles in (10_000, 10_000_000):  # the first warms up
+            begin.record()
+            torch.cuda._sleep(cycles)
+            end.record()
         end.synchronize()
-        return begin.elapsed_time(end) * 1e-3
+        self.cycles_per_s = cycles / (begin.elapsed_time(end) * 1e-3)
 
-    warm_up(device)
-    return once
+    def flush(self) -> None:
+        self.filler.sum()
+
+    def sleep(self, seconds: float) -> None:
+        torch.cuda._sleep(int(seconds * self.cycles_per_s))
+
+    def event(self) -> torch.cuda.Event:
+        return torch.cuda.Event(enable_timing=True)
+
+
+@lru_cache
+def device_clock(device: torch.device) -> CudaClock:
+    return CudaClock(device)
 
 
 def start(device: torch.device) -> None:
@@ -106,10 +174,14 @@ def start(device: torch.device) -> None:
         synchronize(device)
 
 
-def warm_up(device: torch.device, seconds: float = 0.5) -> None:
-    """Keep the chip busy until its clocks have risen."""
+_warm: set[torch.device] = set()
+
+
+def warm_up(device: torch.device) -> None:
+    """Keep the chip busy until its clocks have risen: half a second at first, then a tenth after whatever pause."""
     a = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16)
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + (0.1 if device in _warm else 0.5)
+    _warm.add(device)
     while time.perf_counter() < end:
         for _ in range(20):
             a @ a
