@@ -62,6 +62,7 @@ def _attention_cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for note, widths, dtypes, length, dropout_p, precision in (
         ("", every, (BF16, FP16), 1024, 0.0, "highest"),
         (", 512 keys", (64,), (BF16, FP16), 512, 0.0, "highest"),
+        (", ragged", (64, 128), (BF16,), 1000, 0.0, "highest"),
         (", dropout", (16, 32, 64, 128, 256), (BF16,), 1024, 0.1, "highest"),
         ("", (32, 64, 128, 256), (FP32,), 1024, 0.0, "highest"),
         (" as tf32", (64, 128, 256), (FP32,), 1024, 0.0, "high"),

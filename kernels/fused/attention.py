@@ -14,6 +14,7 @@ group in turn), so results are the same bits at every run.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import triton
@@ -48,8 +49,8 @@ def _forward_kernel(
     stride_ob, stride_oh, stride_ot,
     H, Tq, Tk, scale_log2, dropout_threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, DROPOUT: tl.constexpr, BITS: tl.constexpr,
-    ALIGNED: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    RISING: tl.constexpr,
+    ALIGNED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, RISING: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(Tq, BLOCK_M)
     head = tl.program_id(0) // n_blocks
@@ -64,7 +65,7 @@ def _forward_kernel(
     offs_m = start_m + tl.arange(0, BLOCK_M)
     rows = Tk - Tq + offs_m  # positions in the sequence of the keys: row r sees columns 0 to r
     row_keys = dropout_row_keys(seed_ptr, head, rows) if DROPOUT else rows
-    q = load_tile(q_ptr, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, True)
+    q = load_tile(q_ptr, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
 
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     m = tl.full((BLOCK_M,), float("-inf"), tl.float32)
@@ -74,7 +75,7 @@ def _forward_kernel(
     for DIAGONAL in tl.static_range(2):  # the whole tiles without a mask, then those that the diagonal crosses
         for start_n in tl.range(whole if DIAGONAL else 0, last if DIAGONAL else whole, BLOCK_N):
             columns = start_n + tl.arange(0, BLOCK_N)
-            k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL)
+            k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             if not RISING:  # the largest of s is not the largest of s · scale: scale before it is sought
                 s = s * scale_log2
@@ -87,7 +88,7 @@ def _forward_kernel(
             l = l * alpha + tl.sum(p, 1)
             if DROPOUT:
                 p = tl.where(dropout_keeps(row_keys[:, None], columns[None, :], dropout_threshold, BITS), p, 0.0)
-            v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL)
+            v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
             m = m_new
     tl.store(lse_ptr + offs_m, m + tl.log2(l), mask=offs_m < Tq)
@@ -96,12 +97,13 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def _query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, seed_ptr,
+    q_ptr, k_ptr, v_ptr, out_ptr, do_ptr, lse_ptr, delta_ptr, row_keys_ptr, dq_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_ob, stride_oh, stride_ot, stride_dob, stride_doh, stride_dot, stride_dqb, stride_dqh, stride_dqt,
     H, Tq, Tk, scale, scale_log2, dropout_threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, DROPOUT: tl.constexpr, BITS: tl.constexpr,
-    ALIGNED: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ALIGNED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(Tq, BLOCK_M)
     head = tl.program_id(0) // n_blocks
@@ -119,12 +121,14 @@ def _query_gradient_kernel(
     offs_m = start_m + tl.arange(0, BLOCK_M)
     rows = Tk - Tq + offs_m
     row_keys = dropout_row_keys(seed_ptr, head, rows) if DROPOUT else rows
-    do = load_tile(do_ptr, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, True)
-    out = load_tile(out_ptr, stride_ot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, True)
+    if DROPOUT:  # dK and dV read them: made anew for each of its tiles they would cost more than the products
+        tl.store(row_keys_ptr + head.to(tl.int64) * Tq + offs_m, row_keys.to(tl.int32, bitcast=True), offs_m < Tq)
+    do = load_tile(do_ptr, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
+    out = load_tile(out_ptr, stride_ot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
     delta = tl.sum(do.to(tl.float32) * out.to(tl.float32), 1)
     tl.store(delta_ptr + offs_m, delta, mask=offs_m < Tq)
     lse = tl.load(lse_ptr + offs_m, mask=offs_m < Tq, other=0.0)
-    q = load_tile(q_ptr, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, True)
+    q = load_tile(q_ptr, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
 
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     whole = (Tk - Tq + start_m + 1) // BLOCK_N * BLOCK_N
@@ -132,8 +136,8 @@ def _query_gradient_kernel(
     for DIAGONAL in tl.static_range(2):
         for start_n in tl.range(whole if DIAGONAL else 0, last if DIAGONAL else whole, BLOCK_N):
             columns = start_n + tl.arange(0, BLOCK_N)
-            k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL)
-            v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL)
+            k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
+            v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             p = tl.exp2(s * scale_log2 - lse[:, None])
             if DIAGONAL:
@@ -149,12 +153,13 @@ def _query_gradient_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def _key_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, seed_ptr,
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, row_keys_ptr, dk_ptr, dv_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_dob, stride_doh, stride_dot, stride_dkb, stride_dkh, stride_dkt, stride_dvb, stride_dvh, stride_dvt,
     H, Tq, Tk, scale, scale_log2, dropout_threshold, keep_scale,
     GROUP: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, DROPOUT: tl.constexpr, BITS: tl.constexpr,
-    ALIGNED: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    ALIGNED: tl.constexpr, EVEN: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(Tk, BLOCK_N)
     kv_head = tl.program_id(0) // n_blocks
@@ -165,14 +170,15 @@ def _key_gradient_kernel(
     do_ptr += head_offset(b, h_kv * GROUP, stride_dob, stride_doh, ALIGNED)
     lse_ptr += head.to(tl.int64) * Tq
     delta_ptr += head.to(tl.int64) * Tq
+    row_keys_ptr += head.to(tl.int64) * Tq
     k_ptr += head_offset(b, h_kv, stride_kb, stride_kh, ALIGNED)
     v_ptr += head_offset(b, h_kv, stride_vb, stride_vh, ALIGNED)
     dk_ptr += head_offset(b, h_kv, stride_dkb, stride_dkh, ALIGNED)
     dv_ptr += head_offset(b, h_kv, stride_dvb, stride_dvh, ALIGNED)
 
     columns = start_n + tl.arange(0, BLOCK_N)
-    k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, True)
-    v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, True)
+    k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, not EVEN)
+    v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, not EVEN)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     offset = Tk - Tq  # query row r stands at position offset + r and sees the columns up to there
@@ -189,17 +195,24 @@ def _key_gradient_kernel(
             q_head = q_ptr + head_offset(0, member, 0, stride_qh, ALIGNED)
             do_head = do_ptr + head_offset(0, member, 0, stride_doh, ALIGNED)
             numbers = tl.cast(member, tl.int64) * Tq + offs_m
-            q = load_tile(q_head, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, True)
-            do = load_tile(do_head, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, True)
-            lse = tl.load(lse_ptr + numbers, mask=offs_m < Tq, other=float("inf"))  # past the end p is 2^-inf = 0
-            delta = tl.load(delta_ptr + numbers, mask=offs_m < Tq, other=0.0)
+            q = load_tile(q_head, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
+            do = load_tile(do_head, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
+            if EVEN:  # masks in this loop would cost it half as many instructions again
+                lse, delta = tl.load(lse_ptr + numbers), tl.load(delta_ptr + numbers)
+            else:
+                lse = tl.load(lse_ptr + numbers, mask=offs_m < Tq, other=float("inf"))  # past the end p is 2^-inf = 0
+                delta = tl.load(delta_ptr + numbers, mask=offs_m < Tq, other=0.0)
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M): transposed, so that
             p = tl.exp2(s * scale_log2 - lse[None, :])  # p and ds are left operands and stay in registers
             if DIAGONAL:
                 p = tl.where(columns[:, None] <= rows[None, :], p, 0.0)
             weights = p
             if DROPOUT:
-                row_keys = dropout_row_keys(seed_ptr, head + member, rows)
+                if EVEN:
+                    row_keys = tl.load(row_keys_ptr + numbers)
+                else:
+                    row_keys = tl.load(row_keys_ptr + numbers, mask=offs_m < Tq, other=0)
+                row_keys = row_keys.to(tl.uint32, bitcast=True)
                 kept = dropout_keeps(row_keys[None, :], columns[:, None], dropout_threshold, BITS)
                 weights = tl.where(kept, p, 0.0)
             dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=PRECISION)
@@ -225,7 +238,7 @@ def _launch_forward(
     with tuning.device_guard(q):
         _forward_kernel[(B * H * cdiv(Tq, config["BLOCK_M"]),)](
             q, k, v, out, lse, seed, *_strides(q, k, v, out), **_settings(q, k, scale, dropout_p, q, k, v, out),
-            RISING=scale > 0, **config,
+            EVEN=_even(q, k, config), RISING=scale > 0, **config,
         )  # fmt: skip
 
 
@@ -240,18 +253,26 @@ def _launch_backward(
     if do.stride(-1) != 1:
         do = do.contiguous()
     delta = torch.empty_like(lse)
+    row_keys = torch.empty_like(lse, dtype=torch.int32) if dropout_p > 0 else delta
     arithmetic = _arithmetic(q.dtype)
     settings = dict(_settings(q, k, scale, dropout_p, q, k, v, out, do, dq, dk, dv), scale=scale)
     with tuning.device_guard(q):
         if Tq:
             config = tuning.lookup("attention_backward_q", q.device, arithmetic, width=D, length=Tk)
             _query_gradient_kernel[(B * H * cdiv(Tq, config["BLOCK_M"]),)](
-                q, k, v, out, do, lse, delta, dq, seed, *_strides(q, k, v, out, do, dq), **settings, **config
-            )
+                q, k, v, out, do, lse, delta, row_keys, dq, seed, *_strides(q, k, v, out, do, dq),
+                EVEN=_even(q, k, config), **settings, **config,
+            )  # fmt: skip
         config = tuning.lookup("attention_backward_kv", q.device, arithmetic, width=D, length=Tk)
         _key_gradient_kernel[(B * Hkv * cdiv(Tk, config["BLOCK_N"]),)](
-            q, k, v, do, lse, delta, dk, dv, seed, *_strides(q, k, v, do, dk, dv), **settings, **config
-        )
+            q, k, v, do, lse, delta, row_keys, dk, dv, *_strides(q, k, v, do, dk, dv),
+            EVEN=_even(q, k, config), **settings, **config,
+        )  # fmt: skip
+
+
+def _even(q: Tensor, k: Tensor, config: Mapping[str, int]) -> bool:
+    """Whether tiles end where the sequences do, so that nothing needs a mask but the diagonal."""
+    return q.shape[2] % config["BLOCK_M"] == 0 and k.shape[2] % config["BLOCK_N"] == 0
 
 
 def _strides(*tensors: Tensor) -> list[int]:

@@ -31,11 +31,15 @@ CHUNK_LOGITS = 2**27  # alive together by default: 256 MiB in 16 bits. See defau
 
 
 @triton.jit
-def _logits(row_ptr, start, V: tl.constexpr, PADDED: tl.constexpr, BLOCK_V: tl.constexpr):
-    """Columns from `start` on, and their logits: -inf from V on, whatever the padding holds."""
+def _logits(row_ptr, start, V: tl.constexpr, PADDED: tl.constexpr, BLOCK_V: tl.constexpr, TAIL: tl.constexpr):
+    """Columns from `start` on, and their logits; of the last block -inf from V on, whatever the padding holds."""
     v = start + tl.arange(0, BLOCK_V)
-    x = tl.load(row_ptr + v, v < PADDED, other=0.0).to(tl.float32)
-    return v, tl.where(v < V, x, float("-inf"))
+    if TAIL:  # loads are masked by PADDED, whose alignment keeps them wide, values by V
+        x = tl.load(row_ptr + v, v < PADDED, other=0.0).to(tl.float32)
+        x = tl.where(v < V, x, float("-inf"))
+    else:
+        x = tl.load(row_ptr + v).to(tl.float32)
+    return v, x
 
 
 @triton.jit
@@ -43,10 +47,13 @@ def _loss_and_dlogits(
     logits_ptr, targets_ptr, losses_ptr, target_stride, ignore_index,
     V: tl.constexpr, PADDED: tl.constexpr, BLOCK_V: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """One row a program. Loads and stores are masked by PADDED, whose alignment keeps them wide, values by V."""
+    """One row a program. What is done for every logit decides the time: masks in the last block alone, the test for
+    the target in its own block alone, and exponentials in base 2, which is the one that the hardware has."""
+    LOG2_E: tl.constexpr = 1.4426950408889634
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * PADDED
     target = tl.load(targets_ptr + row * target_stride)
+    WHOLE: tl.constexpr = V // BLOCK_V * BLOCK_V
     if target == ignore_index:
         tl.store(losses_ptr + row, 0.0)
         if GRADIENT:
@@ -58,21 +65,30 @@ def _loss_and_dlogits(
         at_target = tl.load(row_ptr + target, known, other=float("nan")).to(tl.float32)
         largest = tl.full((), float("-inf"), tl.float32)
         shift = tl.full((), 0.0, tl.float32)
-        total = tl.full((), 0.0, tl.float32)  # Σ exp(logits - shift) so far
-        for start in range(0, PADDED, BLOCK_V):
-            _, x = _logits(row_ptr, start, V, PADDED, BLOCK_V)
-            previous = largest
-            largest = tl.maximum(largest, tl.max(x, 0))
-            shift = tl.where(largest == float("-inf"), 0.0, largest)  # -inf - -inf would be NaN
-            total = total * tl.exp(previous - shift) + tl.sum(tl.exp(x - shift), 0)
+        totals = tl.zeros((BLOCK_V,), tl.float32)  # Σ exp(logits - shift) so far, of every BLOCK_V-th column
+        for TAIL in tl.static_range(2):
+            for start in range(WHOLE if TAIL else 0, V if TAIL else WHOLE, BLOCK_V):
+                _, x = _logits(row_ptr, start, V, PADDED, BLOCK_V, TAIL)
+                previous = largest
+                largest = tl.maximum(largest, tl.max(x, 0))
+                shift = tl.where(largest == float("-inf"), 0.0, largest)  # -inf - -inf would be NaN
+                totals = totals * tl.exp2((previous - shift) * LOG2_E) + tl.exp2((x - shift) * LOG2_E)
+        total = tl.sum(totals, 0)
         # never log total + shift: rounded to the size of the logits, it would lose the digits that count
         tl.store(losses_ptr + row, tl.log(total) - (at_target - shift))
         if GRADIENT:
             inverse = 1.0 / total
-            for start in range(0, PADDED, BLOCK_V):
-                v, x = _logits(row_ptr, start, V, PADDED, BLOCK_V)
-                dlogits = tl.exp(x - shift) * inverse - tl.where(v == target, 1.0, 0.0)
-                tl.store(row_ptr + v, dlogits.to(logits_ptr.dtype.element_ty), v < PADDED)
+            for TAIL in tl.static_range(2):
+                for start in range(WHOLE if TAIL else 0, V if TAIL else WHOLE, BLOCK_V):
+                    v, x = _logits(row_ptr, start, V, PADDED, BLOCK_V, TAIL)
+                    dlogits = tl.exp2((x - shift) * LOG2_E) * inverse
+                    if (target >= start) & (target < start + BLOCK_V):
+                        dlogits -= tl.where(v == target, 1.0, 0.0)
+                    dlogits = dlogits.to(logits_ptr.dtype.element_ty)
+                    if TAIL:
+                        tl.store(row_ptr + v, dlogits, v < PADDED)
+                    else:
+                        tl.store(row_ptr + v, dlogits)
 
 
 @triton.jit
@@ -111,7 +127,8 @@ def _launch_forward(
     padded = cdiv(V, 64) * 64
     buffer = hidden.new_empty((chunk, padded), dtype=dtype)
     config = tuning.lookup("cross_entropy", hidden.device, dtype, width=padded, length=N)
-    dweight.zero_()
+    if N == 0:
+        dweight.zero_()
     with tuning.device_guard(hidden):
         weight = weight.to(dtype)
         for start in range(0, N, chunk):
@@ -125,19 +142,18 @@ def _launch_forward(
             if hidden_grad:
                 torch.mm(logits, weight, out=dhidden[start : start + chunk])
             if weight_grad:
-                _add_product(dweight, logits.t(), h)
+                _add_product(dweight, logits.t(), h, first=start == 0)
         n_valid = (targets != ignore_index).sum().clamp(min=1)
         return losses.sum() / n_valid, n_valid, dhidden, dweight
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a b with float32 sums, for a float32 total and a and b of any dtype."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a b with float32 sums, for a float32 total and a and b of any dtype; first: total = a b."""
+    beta = 0 if first else 1  # 0: what total holds, NaN included, is not read
+    if a.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, beta=beta, out_dtype=total.dtype, out=total)
     else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))  # out_dtype exists on CUDA only
+        total.addmm_(a.to(total.dtype), b.to(total.dtype), beta=beta)  # out_dtype exists on CUDA only
 
 
 def _empty_outputs(hidden, weight, targets, ignore_index, chunk, dtype, hidden_grad, weight_grad):

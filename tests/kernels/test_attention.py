@@ -38,6 +38,9 @@ pytestmark = pytest.mark.usefixtures("tiles")
         (1, 1, 1, 20, 20, 128, (16, 16)),
         (1, 1, 1, 18, 18, 256, (16, 16)),
         (1, 1, 1, 9, 9, 8, (16, 16)),
+        (2, 4, 2, 32, 96, 40, (32, 16)),  # tiles end where both sequences do: nothing but the diagonal is masked
+        (1, 3, 1, 48, 64, 16, (16, 32)),
+        (1, 2, 1, 48, 64, 32, (32, 16)),  # those of the keys alone
     ],
     ids=str,
 )
