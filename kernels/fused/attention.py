@@ -25,7 +25,16 @@ from kernels import dropout
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
 from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
-from kernels.fused.tiles import dropout_keeps, dropout_row_keys, head_offset, load_tile, store_tile
+from kernels.fused.tiles import (
+    dropout_keeps,
+    dropout_row_keys,
+    head_offset,
+    load_tile,
+    next_tile,
+    place_of_head,
+    store_tile,
+    tile_descriptor,
+)  # fmt: skip
 from kernels.reference import check_attention, split_heads, unpack_heads
 
 LOG2_E = math.log2(math.e)
@@ -44,7 +53,7 @@ VARYING = ("H", "Tq", "Tk", "dropout_threshold")  # change from call to call: no
 
 @triton.jit(do_not_specialize=VARYING)
 def _forward_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, seed_ptr,
+    q_ptr, k_ptr, v_ptr, k_tiles, v_tiles, out_ptr, lse_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_ob, stride_oh, stride_ot,
     H, Tq, Tk, scale_log2, dropout_threshold, keep_scale,
@@ -60,6 +69,8 @@ def _forward_kernel(
     k_ptr += head_offset(b, h // GROUP, stride_kb, stride_kh, ALIGNED)
     v_ptr += head_offset(b, h // GROUP, stride_vb, stride_vh, ALIGNED)
     out_ptr += head_offset(b, h, stride_ob, stride_oh, ALIGNED)
+    k_row, k_column = place_of_head(b, h // GROUP, stride_kb, stride_kh, stride_kt)
+    v_row, v_column = place_of_head(b, h // GROUP, stride_vb, stride_vh, stride_vt)
     lse_ptr += head.to(tl.int64) * Tq
 
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -75,7 +86,10 @@ def _forward_kernel(
     for DIAGONAL in tl.static_range(2):  # the whole tiles without a mask, then those that the diagonal crosses
         for start_n in tl.range(whole if DIAGONAL else 0, last if DIAGONAL else whole, BLOCK_N):
             columns = start_n + tl.arange(0, BLOCK_N)
-            k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
+            k = next_tile(
+                k_tiles, k_row, k_column, k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX,
+                DIAGONAL and not EVEN,
+            )  # fmt: skip
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             if not RISING:  # the largest of s is not the largest of s · scale: scale before it is sought
                 s = s * scale_log2
@@ -88,7 +102,10 @@ def _forward_kernel(
             l = l * alpha + tl.sum(p, 1)
             if DROPOUT:
                 p = tl.where(dropout_keeps(row_keys[:, None], columns[None, :], dropout_threshold, BITS), p, 0.0)
-            v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
+            v = next_tile(
+                v_tiles, v_row, v_column, v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX,
+                DIAGONAL and not EVEN,
+            )  # fmt: skip
             acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
             m = m_new
     tl.store(lse_ptr + offs_m, m + tl.log2(l), mask=offs_m < Tq)
@@ -97,7 +114,7 @@ def _forward_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def _query_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, do_ptr, lse_ptr, delta_ptr, row_keys_ptr, dq_ptr, seed_ptr,
+    q_ptr, k_ptr, v_ptr, k_tiles, v_tiles, out_ptr, do_ptr, lse_ptr, delta_ptr, row_keys_ptr, dq_ptr, seed_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_ob, stride_oh, stride_ot, stride_dob, stride_doh, stride_dot, stride_dqb, stride_dqh, stride_dqt,
     H, Tq, Tk, scale, scale_log2, dropout_threshold, keep_scale,
@@ -115,6 +132,8 @@ def _query_gradient_kernel(
     out_ptr += head_offset(b, h, stride_ob, stride_oh, ALIGNED)
     do_ptr += head_offset(b, h, stride_dob, stride_doh, ALIGNED)
     dq_ptr += head_offset(b, h, stride_dqb, stride_dqh, ALIGNED)
+    k_row, k_column = place_of_head(b, h // GROUP, stride_kb, stride_kh, stride_kt)
+    v_row, v_column = place_of_head(b, h // GROUP, stride_vb, stride_vh, stride_vt)
     lse_ptr += head.to(tl.int64) * Tq
     delta_ptr += head.to(tl.int64) * Tq
 
@@ -136,8 +155,14 @@ def _query_gradient_kernel(
     for DIAGONAL in tl.static_range(2):
         for start_n in tl.range(whole if DIAGONAL else 0, last if DIAGONAL else whole, BLOCK_N):
             columns = start_n + tl.arange(0, BLOCK_N)
-            k = load_tile(k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
-            v = load_tile(v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX, DIAGONAL and not EVEN)
+            k = next_tile(
+                k_tiles, k_row, k_column, k_ptr, stride_kt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX,
+                DIAGONAL and not EVEN,
+            )  # fmt: skip
+            v = next_tile(
+                v_tiles, v_row, v_column, v_ptr, stride_vt, start_n, Tk, BLOCK_N, D, BLOCK_D, INDEX,
+                DIAGONAL and not EVEN,
+            )  # fmt: skip
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
             p = tl.exp2(s * scale_log2 - lse[:, None])
             if DIAGONAL:
@@ -153,7 +178,7 @@ def _query_gradient_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def _key_gradient_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, row_keys_ptr, dk_ptr, dv_ptr,
+    q_ptr, k_ptr, v_ptr, q_tiles, do_tiles, do_ptr, lse_ptr, delta_ptr, row_keys_ptr, dk_ptr, dv_ptr,
     stride_qb, stride_qh, stride_qt, stride_kb, stride_kh, stride_kt, stride_vb, stride_vh, stride_vt,
     stride_dob, stride_doh, stride_dot, stride_dkb, stride_dkh, stride_dkt, stride_dvb, stride_dvh, stride_dvt,
     H, Tq, Tk, scale, scale_log2, dropout_threshold, keep_scale,
@@ -195,8 +220,12 @@ def _key_gradient_kernel(
             q_head = q_ptr + head_offset(0, member, 0, stride_qh, ALIGNED)
             do_head = do_ptr + head_offset(0, member, 0, stride_doh, ALIGNED)
             numbers = tl.cast(member, tl.int64) * Tq + offs_m
-            q = load_tile(q_head, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
-            do = load_tile(do_head, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
+            row, column = place_of_head(b, h_kv * GROUP + member, stride_qb, stride_qh, stride_qt)
+            q = next_tile(q_tiles, row, column, q_head, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
+            row, column = place_of_head(b, h_kv * GROUP + member, stride_dob, stride_doh, stride_dot)
+            do = next_tile(
+                do_tiles, row, column, do_head, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN
+            )
             if EVEN:  # masks in this loop would cost it half as many instructions again
                 lse, delta = tl.load(lse_ptr + numbers), tl.load(delta_ptr + numbers)
             else:
@@ -234,10 +263,12 @@ def _launch_forward(
     B, H, Tq, D = q.shape
     if out.numel() == 0:
         return
-    config = tuning.lookup("attention_forward", q.device, _arithmetic(q.dtype), width=D, length=k.shape[2])
+    config = dict(tuning.lookup("attention_forward", q.device, _arithmetic(q.dtype), width=D, length=k.shape[2]))
+    by_tma = config.pop("TMA", 0) and _even(q, k, config)
+    tiles = (tile_descriptor(x, config["BLOCK_N"]) if by_tma else None for x in (k, v))
     with tuning.device_guard(q):
         _forward_kernel[(B * H * cdiv(Tq, config["BLOCK_M"]),)](
-            q, k, v, out, lse, seed, *_strides(q, k, v, out), **_settings(q, k, scale, dropout_p, q, k, v, out),
+            q, k, v, *tiles, out, lse, seed, *_strides(q, k, v, out), **_settings(q, k, scale, dropout_p, q, k, v, out),
             EVEN=_even(q, k, config), RISING=scale > 0, **config,
         )  # fmt: skip
 
@@ -258,14 +289,18 @@ def _launch_backward(
     settings = dict(_settings(q, k, scale, dropout_p, q, k, v, out, do, dq, dk, dv), scale=scale)
     with tuning.device_guard(q):
         if Tq:
-            config = tuning.lookup("attention_backward_q", q.device, arithmetic, width=D, length=Tk)
+            config = dict(tuning.lookup("attention_backward_q", q.device, arithmetic, width=D, length=Tk))
+            by_tma = config.pop("TMA", 0) and _even(q, k, config)
+            tiles = (tile_descriptor(x, config["BLOCK_N"]) if by_tma else None for x in (k, v))
             _query_gradient_kernel[(B * H * cdiv(Tq, config["BLOCK_M"]),)](
-                q, k, v, out, do, lse, delta, row_keys, dq, seed, *_strides(q, k, v, out, do, dq),
+                q, k, v, *tiles, out, do, lse, delta, row_keys, dq, seed, *_strides(q, k, v, out, do, dq),
                 EVEN=_even(q, k, config), **settings, **config,
             )  # fmt: skip
-        config = tuning.lookup("attention_backward_kv", q.device, arithmetic, width=D, length=Tk)
+        config = dict(tuning.lookup("attention_backward_kv", q.device, arithmetic, width=D, length=Tk))
+        by_tma = config.pop("TMA", 0) and _even(q, k, config)
+        tiles = (tile_descriptor(x, config["BLOCK_M"]) if by_tma else None for x in (q, do))
         _key_gradient_kernel[(B * Hkv * cdiv(Tk, config["BLOCK_N"]),)](
-            q, k, v, do, lse, delta, row_keys, dk, dv, *_strides(q, k, v, do, dk, dv),
+            q, k, v, *tiles, do, lse, delta, row_keys, dk, dv, *_strides(q, k, v, do, dk, dv),
             EVEN=_even(q, k, config), **settings, **config,
         )  # fmt: skip
 

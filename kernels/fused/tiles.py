@@ -2,10 +2,15 @@
 
 Device functions; a kernel of another file calls them by name. INDEX is the integer type that the offsets of one
 tile's rows fit in. Where a tile begins is always calculated in 64 bits: B·H·T·D passes 2^31 at 4 GiB.
+
+Since Hopper a chip can be asked for a whole tile (TMA) by a descriptor, which takes the addresses off the threads:
+tile_descriptor makes one on the host, place_of_head and next_tile use it.
 """
 
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 
 @triton.jit
@@ -34,6 +39,48 @@ def load_tile(
         return tl.load(ptrs, mask=columns < D, other=0.0)
     else:
         return tl.load(ptrs)
+
+
+def tile_descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
+    """Of x (B, H, T, D) for tiles of `rows` rows of a head, or None where its layout or dtype has none.
+
+    All of x is one matrix to it, whose rows are stride_t apart: a head begins at a row, or at a column of a row, or
+    both (place_of_head). Nothing past T is masked: T must be a multiple of `rows`.
+    """
+    B, H, T, D = x.shape
+    stride_b, stride_h, stride_t, stride_d = x.stride()
+    per_row = 1 if stride_h % stride_t == 0 else H  # heads that lie side by side in a row
+    columns = (per_row - 1) * stride_h + D
+    possible = (
+        x.element_size() == 2
+        and D in (16, 32, 64, 128, 256)
+        and stride_d == 1
+        and stride_t % 8 == stride_b % stride_t == x.data_ptr() % 16 == 0
+        and columns <= stride_t
+        and stride_b < 2**31
+    )
+    if not possible:
+        return None
+    rows_of_all = (B - 1) * (stride_b // stride_t) + (H - 1) * (stride_h // stride_t) + T
+    return TensorDescriptor(x, [rows_of_all, columns], [stride_t, 1], [rows, D])
+
+
+@triton.jit
+def place_of_head(b, h, stride_b, stride_h, stride_t):
+    """(row, column) at which a head begins in the matrix of its descriptor."""
+    return b * (stride_b // stride_t) + h * (stride_h // stride_t), h * (stride_h % stride_t)
+
+
+@triton.jit
+def next_tile(
+    tiles, row, column, ptr, stride, start, end, ROWS: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    INDEX: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """load_tile, by the descriptor `tiles` where there is one."""
+    if tiles is None:
+        return load_tile(ptr, stride, start, end, ROWS, D, BLOCK_D, INDEX, RAGGED)
+    else:
+        return tiles.load([row + start, column])
 
 
 @triton.jit

@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 
 from kernels import dropout, reference
 from kernels.fused import attention
+from kernels.fused.tiles import tile_descriptor
 
 pytestmark = pytest.mark.usefixtures("tiles")
 
@@ -300,6 +301,53 @@ def test_upstream_gradients_of_any_stride_give_the_same_bits(device):
     ones = torch.autograd.grad(out, inputs, torch.ones_like(out), retain_graph=True)
     for got, wanted in zip(torch.autograd.grad(out.sum(), inputs), ones, strict=True):
         assert torch.equal(got, wanted)
+
+
+# --- tiles by descriptor ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["packed", "heads first", "heads last"])
+@pytest.mark.parametrize(("B", "H", "Hkv", "Tq", "Tk", "D"), [(2, 4, 2, 64, 64, 32), (1, 2, 2, 32, 96, 64)], ids=str)
+def test_tiles_that_the_chip_fetches_give_the_same_bits(B, H, Hkv, Tq, Tk, D, layout, device, monkeypatch):
+    """TMA in a table's entry changes how a tile arrives, and nothing of what is in it."""
+    if device == "cuda" and torch.cuda.get_device_capability()[0] < 9:
+        pytest.skip("the chip has no TMA")
+    if layout == "packed":
+        (row,) = draw([(B, Tk, (H + 2 * Hkv) * D)], device)
+        parts = row.bfloat16().split([H * D, Hkv * D, Hkv * D], -1)
+        q, k, v = (x.unflatten(-1, (-1, D)).transpose(1, 2) for x in parts)
+        q = q[:, :, Tk - Tq :]
+    elif layout == "heads first":
+        q, k, v = (x.bfloat16() for x in heads_of(B, H, Hkv, Tq, Tk, D, device)[:3])
+    else:
+        drawn = draw([(B, Tq, H, D), (B, Tk, Hkv, D), (B, Tk, Hkv, D)], device)
+        q, k, v = (x.bfloat16().transpose(1, 2) for x in drawn)
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    upstream = draw([(B, H, Tq, D)], device, seed=1)[0].bfloat16()
+    made = []
+    monkeypatch.setattr(attention, "tile_descriptor", lambda *a: made.append(tile_descriptor(*a)) or made[-1])
+    found = []
+    for tma in ({}, {"TMA": 1}):
+        config = {"BLOCK_M": 32, "BLOCK_N": 16, "num_warps": 4, "num_stages": 2, **tma}
+        monkeypatch.setattr(attention.tuning, "lookup", lambda *_, config=config, **__: config)
+        out = attention.causal_attention(*inputs)
+        found.append((out, *torch.autograd.grad(out, inputs, upstream)))
+    assert len(made) == 6 and all(made)
+    for by_pointer, by_descriptor in zip(*found, strict=True):
+        assert torch.equal(by_pointer, by_descriptor)
+
+
+def test_what_has_no_descriptor_is_read_by_pointers(device, monkeypatch):
+    """Ragged lengths, float32, odd widths, rows that are not on 16 bytes."""
+    assert tile_descriptor(torch.zeros(2, 2, 32, 40, device=device, dtype=torch.bfloat16), 16) is None
+    assert tile_descriptor(torch.zeros(2, 2, 32, 32, device=device), 16) is None
+    assert tile_descriptor(torch.zeros(2, 2, 32, 36, device=device, dtype=torch.bfloat16)[..., :32], 16) is None
+    assert tile_descriptor(torch.zeros(2, 2, 33, 40, device=device, dtype=torch.bfloat16)[..., 4:36], 16) is None
+    config = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "TMA": 1}
+    monkeypatch.setattr(attention.tuning, "lookup", lambda *_, **__: config)
+    for T, D, dtype in ((33, 32, torch.bfloat16), (32, 40, torch.bfloat16), (32, 32, torch.float32)):
+        *inputs, upstream = heads_of(1, 2, 1, T, T, D, device)
+        hold_the_rule(inputs, dtype, upstream)
 
 
 # --- dropout ---------------------------------------------------------------------------------------------------------
