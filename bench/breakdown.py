@@ -28,26 +28,41 @@ from minilm import hardware
 from minilm.config import PRESETS, RunConfig
 from minilm.errors import UserError
 
-# The first that matches the name of a kernel or an operator; torch.compile names what it fuses after its operators. The
-# products of attention that is multiplied out are matrix products here.
+# The first that matches the name of a kernel or an operator. What torch.compile fuses is named after all of its
+# operators, so it belongs to none of their parts. The products of attention that is multiplied out are matrix products
+# here; the one sum that is not a bias's gradient is that of the positions.
 PARTS = {
     "autograd": r"^autograd::engine|Backward\d+$",
-    "loss": r"_loss_and_dlogits|^_scale$|cross_entropy|nll|log_softmax",
+    "fused by the compiler": r"^triton_(?!tem_fused\w*mm)|CompiledFxGraph|Torch-Compiled",
+    "loss": r"_loss_and_dlogits|^_scale$|cross_entropy|nll|log_?softmax|softmax_warp_\w+<[^>]*, \d+, true",
+    "dropout": r"dropout|masked_scale|philox|distribution_|bernoulli|aten::rand",
     "attention backward": r"_(query|key)_gradient_kernel|(attention|softmax).*backward"
-    r"|(fmha|flash).*(bwd|bprop|backward)",
-    "attention forward": r"^_forward_kernel|attention|fmha|flash|softmax",
-    "norm backward": r"_norm_backward|_norm_weight_grads|_sum_partials|layer_?norm.*(backward|grad)|GammaBeta",
-    "norm forward": r"_norm_forward|layer_?norm|rms_?norm",
-    "matrix products": r"gemm|nvjet|cutlass|xmma|^sm\d+_|splitK|cublas|mkldnn|onednn"
+    r"|(fmha|flash|sdpa).*(bwd|bprop|backward)|fmha_cutlassB|dot_do_o|convert_dq",
+    "attention forward": r"^_forward_kernel|attention|fmha|flash|sdpa|softmax",
+    "norm backward": r"_norm_backward|_norm_weight_grads|_sum_partials|(layer|rms)_?norm.*(backward|grad)|GammaBeta",
+    "norm forward": r"_norm_forward|layer_?norm|rms_?norm|RowwiseMoments",
+    "matrix products": r"^triton_tem|gemm|gemv|nvjet|cutlass|xmma|^sm\d+_|splitK|cublas|mkldnn|onednn"
     r"|aten::(mm|addmm|bmm|matmul|linear|_?baddbmm)",
-    "optimizer": r"adam|multi_tensor|muon|foreach|lerp|addcdiv|vector_norm|^Optimizer",
+    "optimizer": r"adam|multi_tensor|muon|foreach|lerp|addcdiv|vector_norm|lpnorm|NormTwoOps|^Optimizer",
     "activation": r"gelu|silu|swiglu|relu",
-    "copies and casts": r"copy|memcpy|memset|_to_|cat\b|contiguous|clone",
-    "embedding": r"embedding|index",
-    "fused by the compiler": r"^triton_|CompiledFxGraph|Torch-Compiled",
+    "embedding": r"embedding|index|vectorized_gather|compute_grad_weight|sum_and_scatter|segment|cub::|thrust::",
+    "fills": r"FillFunctor|memset|aten::(fill|zero|ones|full)",
+    "copies and casts": r"copy|copies|memcpy|_to_|cat\b|contiguous|clone",
+    "bias gradients": r"reduce_kernel.*sum_functor|aten::sum",
 }
 OTHER, BETWEEN = "other", "between"
 COUNTED = 5  # steps under the profiler
+LAUNCH = r"cu(da)?(Launch|GraphLaunch|Mem(cpy|set)\w*Async)"  # what the host calls
+
+
+@dataclass
+class Whole:
+    """Of a step: step_s by the clock, without the profiler; host_s how long the host takes to launch it, and launches
+    how many calls it launches with, a graph's replay being one; both None on a CPU."""
+
+    step_s: float
+    host_s: float | None = None
+    launches: float | None = None
 
 
 @dataclass
@@ -103,8 +118,8 @@ def measure(
     entry: steps.Entry,
     device: torch.device,
     rates: tuple[float, float],
-) -> tuple[float, list[Part]]:
-    """(seconds of a step by the clock, its parts, the longest first)."""
+) -> tuple[Whole, list[Part]]:
+    """(the step, its parts, the longest first)."""
     torch._dynamo.reset()  # what was compiled before counts against the limit of recompilations
     steps.clear(device)
     config = steps.config_of(preset, context_length, batch_size, device)
@@ -112,15 +127,19 @@ def measure(
     step, _ = steps.prepare(entry, config, dtype, device, None)
     for _ in range(5):
         step()
-    times = timing.in_turn({"step": lambda: [step() for _ in range(steps.BLOCK[device.type])]}, device, 3.0)["step"]
-    whole = times.median / steps.BLOCK[device.type]
+    block = {"step": lambda: [step() for _ in range(steps.BLOCK[device.type])]}
+    times = timing.in_turn(block, device, 3.0, wall=True)["step"]
+    whole = Whole(times.median / steps.BLOCK[device.type], steps.host_seconds(step, device))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiler:
         for _ in range(COUNTED):
             step()
         timing.synchronize(device)
     found: dict[str, tuple[float, int, dict[str, float]]] = {}
-    for event in profiler.key_averages():
+    events = profiler.key_averages()
+    if device.type == "cuda":
+        whole.launches = sum(event.count for event in events if re.match(LAUNCH, event.key)) / COUNTED
+    for event in events:
         on_device = event.device_type == torch.autograd.DeviceType.CUDA
         annotation = on_device and event.is_user_annotation  # of a stretch whose kernels stand for themselves
         if on_device != (device.type == "cuda") or annotation or event.key.startswith("Activity Buffer"):
@@ -137,16 +156,16 @@ def measure(
         for part, (seconds, calls, names) in found.items()
     ]
     parts += [Part(part, 0.0, 0, floor) for part, floor in least.items() if part not in found]
-    parts.append(Part(BETWEEN, max(0.0, whole - sum(part.seconds for part in parts)), 0, None))
+    parts.append(Part(BETWEEN, max(0.0, whole.step_s - sum(part.seconds for part in parts)), 0, None))
     return whole, sorted(parts, key=lambda part: -part.seconds)
 
 
 def rows(
-    whole: float, parts: Sequence[Part], preset: str, size: tuple[int, int], entry: steps.Entry
+    whole: Whole, parts: Sequence[Part], preset: str, size: tuple[int, int], entry: steps.Entry
 ) -> list[dict[str, Any]]:
     """For a results file: a row a part."""
-    same = {"preset": preset, "label": str(entry), "context_length": size[0], "batch_size": size[1], "step_s": whole}
-    return [same | asdict(part) for part in parts]
+    same = {"preset": preset, "label": str(entry), "context_length": size[0], "batch_size": size[1]}
+    return [same | asdict(whole) | asdict(part) for part in parts]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -35,6 +35,7 @@ from bench.records import (
 )
 from minilm.report.canvas import LIGHT
 
+MODES = {"compiled": "-", "eager": "--", "graphs": "-.", "deterministic": ":", "float32": ":"}  # dashes
 FEW = 3  # sizes below which a curve would only pretend to be one
 
 
@@ -171,6 +172,9 @@ def _point(row: Row, x: int, keys: Sequence[str], scale: float) -> Point:
 def _training(machine: Machine) -> Figure:
     """Tokens a second and peak memory against the context length."""
     rows = list(machine.train.values())
+    same = [row for row in rows if row.get("preset") == rows[0].get("preset")]
+    if len({row["context_length"] for row in same}) > 1:  # a line along the contexts is of one model
+        rows = same
     speeds = []
     for row in rows:
         tokens = row["context_length"] * row["batch_size"] / 1e3
@@ -248,13 +252,14 @@ def _legend(machine: Machine, names: Sequence[str], rows: Sequence[Row]) -> list
 
 
 def _style(name: str, ours: str) -> dict[str, Any]:
-    """Ours is thick and filled. Of a way to train, "triton eager", the dashes tell eager, compiled and graphs apart."""
+    """Ours is thick and filled. Of a way to train, "triton eager", the dashes tell eager, compiled and graphs apart;
+    they are dots for a provider's second way, "flash-attn-3 deterministic"."""
     first, _, mode = name.partition(" ")
     colour, dashes, marker = STYLES.get(first, STRANGER)
     mine = first == ours
     return {
         "color": LIGHT[colour],
-        "linestyle": {"compiled": "-", "eager": "--", "graphs": "-."}.get(mode, dashes),
+        "linestyle": MODES.get(mode, dashes),
         "marker": marker,
         "linewidth": 2.6 if mine else 1.3,
         "markersize": 7 if mine else 5.5,

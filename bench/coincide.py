@@ -1,10 +1,13 @@
 """Is it the same model before and after what makes training faster or smaller?
 
     python -m bench.coincide --out results/coincide [--preset quick] [--steps 400] [--seeds 5] [--resume]
+    python -m bench.coincide --out results/coincide --preset capstone --steps 200 --set data.characters=4000000 \
+        --dtype bfloat16 --arms "triton kernels,all" --jobs 5        on a GPU: what a default training is held against
 
 From naive training (the reference, float32, eager) each of these is switched on alone, then all together: the fused
 kernels, 16-bit products, torch.compile, activations computed again; on a GPU also the Triton kernels, which are then
-those of all together, and CUDA graphs, alone only.
+those of all together, and CUDA graphs, alone only. --arms takes some of them; --dtype bfloat16 has naive training, and
+so every arm, in 16 bits; --jobs trains several at once, on one GPU too.
 The same seeds, batches and schedules; trials go on where they were killed, and the folder has a study's report with all
 curves. What decides is the equivalence test of `minilm ablate --axes kernels`, with its margin: paired by seed, is the
 mean difference of the final validation losses within it? Beside it the largest difference of any two training losses.
@@ -25,6 +28,7 @@ from rich.console import Console
 import kernels
 from bench.tables import plain_table
 from minilm import hardware
+from minilm.config import parse_assignment
 from minilm.errors import UserError
 from minilm.presets import CAPSTONE, PRESETS
 from minilm.studies import design, statistics
@@ -37,25 +41,44 @@ AXIS = "speed and memory"
 RESULT = "coincide.json"
 
 
-def arms_of(preset: str, steps: int, data: str | None, device: torch.device) -> list[Arm]:
-    """Naive training first."""
-    naive = {"kernels": "reference", "dtype": "float32", "compile": "off", "device": str(device)}
-    assignments = tuple(f"train.{key}={value}" for key, value in naive.items())
+def arms_of(
+    preset: str,
+    steps: int,
+    data: str | None,
+    device: torch.device,
+    dtype: str = "float32",
+    assignments: Sequence[str] = (),
+    only: Sequence[str] = (),
+) -> list[Arm]:
+    """Naive training first, then the arms named in `only`, or all. assignments: section.key=value, of every arm.
+
+    Raises UserError for a name that no arm has, and for an assignment of what the arms differ in."""
+    naive = {"kernels": "reference", "dtype": dtype, "compile": "off", "device": str(device)}
+    ours = {"checkpoint_activations", *naive}
+    for assignment in assignments:
+        section, key, _ = parse_assignment(assignment)
+        if section == "train" and key in ours:
+            raise UserError(f"--set {assignment}: {section}.{key} is what the arms set; choose among them by --arms.")
+    fixed = tuple(f"train.{key}={value}" for key, value in naive.items())
     # of the study that leaves its baseline as large as the preset has it
-    base = baseline_of(Plan(study=CAPSTONE, baseline=preset, steps=steps, data=data, assignments=assignments))
+    plan = Plan(study=CAPSTONE, baseline=preset, steps=steps, data=data, assignments=(*assignments, *fixed))
+    base = baseline_of(plan)
     best = "triton" if "triton" in kernels.available(device) and device.type == "cuda" else "torch"
     alone: dict[str, dict[str, Any]] = {
         "torch kernels": {"kernels": "torch"},
         **({"triton kernels": {"kernels": "triton"}} if best == "triton" else {}),
-        "bfloat16": {"dtype": "bfloat16"},
+        **({"bfloat16": {"dtype": "bfloat16"}} if dtype != "bfloat16" else {}),
         "compiled": {"compile": "on"},
         **({"graphs": {"compile": "graphs"}} if device.type == "cuda" and base.train.grad_accumulation == 1 else {}),
         "activations again": {"checkpoint_activations": True},
     }
     together = {"kernels": best, "dtype": "bfloat16", "compile": "on", "checkpoint_activations": True}
+    known = alone | {"all": together}
+    if unknown := [name for name in only if name not in known]:
+        raise UserError(f"--arms names {unknown[0]!r}; here there are {', '.join(known)}.")
     return [
         Arm(design.BASELINE, design.BASELINE, base),
-        *(Arm(label, AXIS, design.changed(base, {"train": how})) for label, how in (alone | {"all": together}).items()),
+        *(Arm(label, AXIS, design.changed(base, {"train": known[label]})) for label in only or known),
     ]
 
 
@@ -102,6 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help="another text than the preset's")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arms", help="names separated by commas; all where not given")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of naive training")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of every arm")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
@@ -110,13 +137,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             f"--seeds is {a.seeds} and --steps {a.steps}; both must be at least 1, and 3 seeds to judge anything"
         )
+    if a.jobs < 1:
+        parser.error(f"--jobs is {a.jobs}; it must be at least 1")
     console = Console(highlight=False, soft_wrap=True)
+    only = [name.strip() for name in (a.arms or "").split(",") if name.strip()]
     try:
-        arms = arms_of(a.preset, a.steps, a.data, hardware.resolve_device(a.device))
+        arms = arms_of(a.preset, a.steps, a.data, hardware.resolve_device(a.device), a.dtype, a.set, only)
         trials = design.trials_of(arms, range(1, a.seeds + 1), lr_triplet=False)
-        options = {name: getattr(a, name) for name in ("preset", "data", "steps", "seeds", "device")}
+        options = {
+            name: getattr(a, name) for name in ("preset", "data", "steps", "seeds", "device", "dtype", "arms", "set")
+        }
         study = Study.create(a.out, options, trials, a.resume)
-        if not run_trials(study, 1, say=console.print):
+        if not run_trials(study, a.jobs, say=console.print):
             console.print("Stopped, and saved; go on with --resume.")
             return 1
         report_study(study, console)

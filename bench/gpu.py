@@ -12,28 +12,39 @@ loss: nanoGPT, its recipe by minilm, and ours, three seeds each; with --shakespe
 within each, every result is on disk as soon as it is there, and the same command again goes on where the time ran out.
 OUT/<device>.json holds everything, with chip, driver, versions, revision and the clocks seen; `python -m bench.report`
 makes figures and tables of it, and of OUT/race/ours/race.json.
+
+Where a command may last only so long, or a machine is lent for a while, run the stages one by one, each in --minutes of
+its own; a stage may take a minute more than it was given, to finish what it is at. What is needed to go on elsewhere
+travels in one file:
+
+    python -m bench.gpu --stage tests --minutes 8.5 --out results --archive sent/results.tar.gz
+    python -m bench.gpu --stage ops --minutes 8.5 --out results --from results.tar.gz --archive sent/results.tar.gz
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
 
+from bench import archive, processes
+from bench.checking import run_tests
+from bench.processes import ROOT, Command
 from bench.rows import Rows, entries
 
 STAGES = ("tests", "tune", "ops", "train", "race")
@@ -43,30 +54,7 @@ RESTARTS = 20
 KINDS = ("ops", "train", "breakdown", "memory", "contexts", "contexts tried", "tune")  # of rows
 MACHINE = "machine"  # the key of the line that says whose results a folder holds
 SIDE_BY_SIDE = "side_by_side.json"
-ROOT = Path(__file__).resolve().parents[1]
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-
-
-def run_tests(out: Path, device: str, until: float) -> dict[str, Any]:
-    """Kernel tests natively, then the sanitizer. On a CPU a part of the tests, to see that the command works."""
-    chosen = ["tests/kernels"] if device == "cuda" else ["tests/kernels/test_swiglu.py"]
-    arguments = [sys.executable, "-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider"]
-    arguments += ["-n", "8", "--maxprocesses", "8"] if device == "cuda" and _has("xdist") else []
-    budget = until - time.time()
-    code, text = _run(arguments, out / "tests.log", time.time() + 0.6 * budget)
-    found: dict[str, Any] = {"pytest": _last(text, r"\d+ (passed|failed|error).*"), "exit_code": code}
-    for tool in ("memcheck", "racecheck"):
-        if not (sanitizer := shutil.which("compute-sanitizer")) or device != "cuda":
-            found[tool] = "not run: there is no compute-sanitizer here"
-            continue
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--kernel-name-exclude", "kns=at::"]
-        worker = [sys.executable, "-m", "bench.worker", "exercise", "--device", device]
-        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # every tensor its own allocation, with its own bounds
-        code, text = _run([*command, *worker], out / f"{tool}.log", time.time() + 0.2 * budget, environment)
-        found[tool] = (
-            f"{_last(text, r'ERROR SUMMARY.*|RACECHECK SUMMARY.*')} ({_last(text, r'[0-9]+ calls')}), exit {code}"
-        )
-    return found
 
 
 def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | None) -> None:
@@ -78,7 +66,7 @@ def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | 
     for _ in range(RESTARTS):
         command = [sys.executable, "-m", "bench.worker", stage, "--rows", str(out / "rows.jsonl")]
         command += ["--device", device, "--until", str(until), *(["--nanogpt", str(nanogpt)] if nanogpt else [])]
-        code, _ = _run(command, out / f"{stage}.log", until + 60, environment)
+        code = _run(command, out / f"{stage}.log", until + 60, environment)
         if code is None or code == 0:  # out of time, or done
             break
         Rows(out / "rows.jsonl").crash()
@@ -107,7 +95,9 @@ def run_race(out: Path, device: str, until: float, nanogpt: Path | None, text: P
             command += ["--preset", "shakespeare-char" if device == "cuda" else "shakespeare-char-cpu"]
             command += ["--data", str(text), "--seed", str(seed), "--out", str(theirs)]
             shutil.rmtree(folder / "compiled", ignore_errors=True)
-            code, _ = _run(command, out / "race.log", until, _caches(folder / "compiled"))
+            code = _run(command, out / "race.log", until, _caches(folder / "compiled"))
+            if code is None:
+                return  # out of time
             if code != 0:
                 console.print(f"race: nanoGPT, seed {seed}, ended with {code}, see race.log; it goes on without")
                 break
@@ -117,32 +107,15 @@ def run_race(out: Path, device: str, until: float, nanogpt: Path | None, text: P
     command = [sys.executable, "-m", "minilm", "race", "--data", str(text), "--device", device]
     command += ["--out", str(race), *(["--resume"] if race.exists() else []), *beside]
     shutil.rmtree(folder / "compiled", ignore_errors=True)
-    if (code := _run(command, out / "race.log", until + 60, _caches(folder / "compiled"))[0]) != 0:
-        console.print(f"race: ended with {code}, see race.log; the same command goes on with it")
+    if (code := _run(command, out / "race.log", until + 60, _caches(folder / "compiled"))) != 0:
+        how = "was cut by the clock" if code is None else f"ended with {code}, see race.log"
+        console.print(f"race: {how}; the same command goes on with it")
 
 
-def _run(
-    command: list[str], log: Path, until: float, environment: dict[str, str] | None = None
-) -> tuple[int | None, str]:
-    """The exit code (None: out of time) and output of a command; both streams go to `log` as they come."""
-    with log.open("a") as file:
-        try:
-            code = subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=max(until - time.time(), 1),
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
-            ).returncode  # fmt: skip
-        except subprocess.TimeoutExpired:
-            code = None
-    return code, log.read_text(errors="replace")
-
-
-def _has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
-
-
-def _last(text: str, pattern: str) -> str:
-    found = [match.group(0) for match in re.finditer(pattern, text)]
-    return found[-1].strip("= ") if found else "nothing printed"
+def _run(command: list[str], log: Path, until: float, environment: dict[str, str] | None = None) -> int | None:
+    """The exit code of one command, or None where the time ended first."""
+    ((code, _),) = processes.run([Command(command, log, environment or {})], until)
+    return code
 
 
 @contextlib.contextmanager
@@ -187,9 +160,9 @@ def assemble(out: Path, machine: dict[str, Any], stages: dict[str, Any]) -> Path
     before = json.loads(path.read_text()) if path.exists() else {}
     rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     if (out / "rows.jsonl").exists():
-        for entry in entries(out / "rows.jsonl"):
-            if entry["kind"] in rows:
-                rows[entry["kind"]] += entry["rows"]
+        latest = {entry["key"]: entry for entry in entries(out / "rows.jsonl") if entry["kind"] in rows}
+        for entry in latest.values():  # a key's last line is what counts
+            rows[entry["kind"]] += entry["rows"]
     record = {"format": 1, "machine": machine, "stages": {**before.get("stages", {}), **stages}, **rows}
     if (out / SIDE_BY_SIDE).exists():
         record["side_by_side"] = json.loads((out / SIDE_BY_SIDE).read_text())
@@ -217,7 +190,9 @@ def show(path: Path) -> None:
     record = json.loads(path.read_text())
     device = record["machine"]["device"]
     for stage, found in record["stages"].items():
-        console.print(f"{stage}: " + "; ".join(f"{name} {value}" for name, value in found.items()))
+        words = {name: ", ".join(value) if isinstance(value, list) else value for name, value in found.items()}
+        # the name of a test has square brackets, which are no markup
+        console.print(f"{stage}: " + "; ".join(f"{name} {value}" for name, value in words.items()), markup=False)
     if record["tune"]:
         gains = [row["speedup"] for row in record["tune"] if "speedup" in row]
         console.print(
@@ -247,13 +222,40 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to measure beside")
     parser.add_argument("--shakespeare", type=Path, help="Tiny Shakespeare, or another text, for the stage race")
+    parser.add_argument("--revision", help="of this code, where it is a copy without .git (or set MINILM_REVISION)")
+    parser.add_argument(
+        "--archive", type=Path, metavar="FILE.tar.gz",
+        help="what is needed to go on elsewhere, below 16 MiB: written while it runs, at the end, and when it is ended",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", type=Path, metavar="FILE.tar.gz", dest="archived", help="an --archive to go on from, in a new --out"
+    )
     options = parser.parse_args(arguments)
+    with processes.stopped_by_signals():
+        return _measure(parser, options)
+
+
+def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.minutes <= 0:
         parser.error(f"--minutes is {options.minutes:g}; it must be above 0")
     if options.nanogpt and not (options.nanogpt / "model.py").is_file():
         parser.error(f"{options.nanogpt} holds no model.py; --nanogpt takes a checkout of nanoGPT")
     out = options.out.resolve()
+    if options.archived:
+        if (out / "rows.jsonl").exists():
+            parser.error(f"{out} holds results already; leave --from out, or name another folder by --out")
+        try:
+            archive.unpack(options.archived, out)
+        except (OSError, tarfile.TarError) as error:
+            parser.error(f"--from {options.archived} cannot be unpacked ({error}); it takes what --archive has written")
     out.mkdir(parents=True, exist_ok=True)
+    if options.archive:
+        try:
+            options.archive.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--archive {options.archive} cannot be written ({error})")
+    if options.revision:
+        os.environ["MINILM_REVISION"] = options.revision  # which every process of this run reads
     options.nanogpt = options.nanogpt and options.nanogpt.resolve()
     options.shakespeare = options.shakespeare and options.shakespeare.resolve()
     if options.shakespeare and not options.shakespeare.is_file():
@@ -271,11 +273,19 @@ def main(arguments: list[str] | None = None) -> int:
         why = (asked.stderr.strip().splitlines() or ["it said nothing"])[-1]
         parser.error(f"this machine cannot run on {options.device} ({why}); use --device cpu")
     machine = json.loads(asked.stdout.splitlines()[-1])
+    if options.revision and machine["revision"] != options.revision:
+        parser.error(
+            f"--revision is {options.revision}, and the checkout here is at {machine['revision']}; leave it out"
+        )
     rows = Rows(out / "rows.jsonl")
     for before in rows.finished.get(MACHINE, []):
         for what in ("device", "revision"):
             if before[what] != machine[what]:
-                parser.error(f"{out} holds results of {what} {before[what]}, and this is {machine[what]}; name another")
+                there, here = (each[what] or "that is not known" for each in (before, machine))
+                parser.error(
+                    f"{out} holds results of the {what} {there}, and this is the {what} {here}; results of two are not "
+                    "mixed: name another folder by --out"
+                )
     if MACHINE not in rows.finished:
         rows.write(MACHINE, MACHINE, [{what: machine[what] for what in ("device", "revision")}])
     machine |= {"driver": driver() if options.device == "cuda" else None}
@@ -283,27 +293,41 @@ def main(arguments: list[str] | None = None) -> int:
     path = assemble(out, machine, {})
     console.print(f"{machine['device']}: {', '.join(chosen)} in {options.minutes:g} minutes, into {path}")
 
-    left = sum(SHARES[stage] for stage in chosen)
-    with clocks() as seen:
-        for stage in chosen:
-            until = time.time() + (end - time.time()) * SHARES[stage] / left  # what one leaves over, the next ones get
-            left -= SHARES[stage]
-            begun = time.time()
-            stages = {}
-            if stage == "tests":
-                stages["tests"] = run_tests(out, options.device, until)
-            elif stage == "race":
-                run_race(out, options.device, until, options.nanogpt, options.shakespeare)
-            else:
-                run_stage(stage, out, options.device, until, options.nanogpt)
-            if stage == "train" and options.device == "cpu":
-                command = [sys.executable, "-m", "bench.side_by_side", "--out", str(out / SIDE_BY_SIDE)]
-                _run(command, out / "side_by_side.log", end + 120)
-            path = assemble(out, machine, stages)
-            console.print(f"{stage}: {time.time() - begun:.0f} s")
+    with archive.kept_up_to_date(out, options.archive), clocks() as seen:
+        _run_stages(chosen, options, out, machine, end)
     path = assemble(out, {**machine, "clocks": seen or None}, {})
     show(path)
+    if options.archive:
+        left = archive.pack(out, options.archive)
+        console.print(f"Archive: {options.archive}" + (f", for its size without {', '.join(left)}" if left else ""))
+    if processes.stopping():
+        console.print("Stopped when it was told to; the same command goes on where it was.")
+        return 128 + signal.SIGTERM
     return 0
+
+
+def _run_stages(
+    chosen: Sequence[str], options: argparse.Namespace, out: Path, machine: dict[str, Any], end: float
+) -> None:
+    left = sum(SHARES[stage] for stage in chosen)
+    for stage in chosen:
+        if processes.stopping():
+            return
+        until = time.time() + (end - time.time()) * SHARES[stage] / left  # what one leaves over, the next ones get
+        left -= SHARES[stage]
+        begun = time.time()
+        stages = {}
+        if stage == "tests":
+            stages["tests"] = run_tests(out, options.device, until)
+        elif stage == "race":
+            run_race(out, options.device, until, options.nanogpt, options.shakespeare)
+        else:
+            run_stage(stage, out, options.device, until, options.nanogpt)
+        if stage == "train" and options.device == "cpu":
+            command = [sys.executable, "-m", "bench.side_by_side", "--out", str(out / SIDE_BY_SIDE)]
+            _run(command, out / "side_by_side.log", end + 120)
+        assemble(out, machine, stages)
+        console.print(f"{stage}: {time.time() - begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,10 @@ def time_tables(breakdown: Iterable[Row]) -> Iterable[Table]:
         first = rows[0]
         title = f"Where the time of a step goes: {first['preset']}, {first['context_length']} x {first['batch_size']}"
         head = ["part", "ms", "floor, ms", "above", "calls", "longest, ms"]
-        yield f"{title}, {label}, {digits(1e3 * first['step_s'])} ms by the clock", head, [_part(row) for row in rows]
+        title += f", {label}, {digits(1e3 * first['step_s'])} ms by the clock"
+        if first.get("launches"):
+            title += f", {first['launches']:.0f} launches in {digits(1e3 * first['host_s'])} ms of the host"
+        yield title, head, [_part(row) for row in rows]
 
 
 def _part(row: Row) -> list[str]:

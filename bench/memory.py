@@ -4,7 +4,7 @@
 
 What weights, gradients, moments and activations take is counted, exactly and on any machine: it is what autograd keeps
 from a forward pass on tensors without data. An operation's own scratch memory is not in it, so a context that fits by
-the count may not fit. On a GPU contexts are therefore tried as well, doubled until memory runs out.
+the count may not fit. `python -m bench.gpu` therefore tries contexts as well, doubled until memory runs out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from minilm.errors import UserError
 from minilm.training.facts import memory_by_part
 
 SHORTEST, LONGEST = 256, 2**22
-FIRST_TRIED = 1024
+FIRST_TRIED, LONGEST_TRIED = 4096, 2**18  # on a GPU, whose time is dear: what is shorter fits anyhow
+LONGEST_STEP = 20.0  # seconds of a step that is tried
 GIGABYTES = 80.0
 
 

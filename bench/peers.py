@@ -31,11 +31,14 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class Provider:
-    """package: the distribution whose version is told. make: from a case to a function of its inputs."""
+    """package: the distribution whose version is told. make: from a case to a function of its inputs. first: in so many
+    cases of an operation it takes part, None for all: who compiles each case anew takes longer there than all others.
+    """
 
     name: str
     package: str
     make: Callable[[Case], Callable[..., Any]]
+    first: int | None = None
 
     @property
     def version(self) -> str:
@@ -52,7 +55,7 @@ def providers(op: str, device: torch.device) -> list[Provider]:
     if device.type != "cuda":  # interpreted Triton is for tests, its time says nothing
         return own
     own.append(Provider("triton", "minilm", _own("triton", op)))
-    return [*own, Provider("compiled", "torch", _compiled), *PEERS.get(op, ())]
+    return [*own, Provider("compiled", "torch", _compiled, first=2), *PEERS.get(op, ())]
 
 
 def _own(name: str, op: str) -> Callable[[Case], Callable[..., Any]]:
@@ -99,18 +102,38 @@ def _flex(case: Case) -> Callable[..., Any]:
     return _heads(torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
 
 
-def _flash_attn(module: str) -> Callable[[Case], Callable[..., Any]]:
+def _flash_attn_packed(module: str, **options: Any) -> Callable[[Case], Callable[..., Any]]:
+    """FlashAttention 2 and 3 take the projection as it is, and write its gradient without a copy."""
+
     def make(case: Case) -> Callable[..., Any]:
-        function = _imported(module, "flash_attn_func")
+        function = _imported(module, "flash_attn_qkvpacked_func")
+        return lambda qkv, n_heads: function(qkv.unflatten(-1, (3, n_heads, -1)), causal=True, **options).flatten(2)
+
+    return make
+
+
+def _flash_attn_4(**options: Any) -> Callable[[Case], Callable[..., Any]]:
+    def make(case: Case) -> Callable[..., Any]:
+        function = _imported("flash_attn.cute", "flash_attn_func")
 
         def attend(qkv: Tensor, n_heads: int) -> Tensor:
             q, k, v = qkv.unflatten(-1, (3, n_heads, -1)).unbind(2)  # (B, T, H, D), as it wants them
-            out = function(q, k, v, causal=True)
-            return (out[0] if isinstance(out, tuple) else out).flatten(2)
+            return function(q, k, v, causal=True, **options)[0].flatten(2)
 
         return attend
 
     return make
+
+
+# --- decode: every sequence of a case is as long as the cache, so that attention without a mask is right --------------
+
+
+def _whole_cache(*backends: SDPBackend) -> Callable[[Case], Callable[..., Any]]:
+    def attend(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor) -> Tensor:
+        with sdpa_kernel(list(backends)):
+            return F.scaled_dot_product_attention(q, k, v)
+
+    return lambda case: attend if backends else lambda q, k, v, lengths: F.scaled_dot_product_attention(q, k, v)
 
 
 # --- norms, SwiGLU, cross-entropy -------------------------------------------------------------------------------------
@@ -127,27 +150,44 @@ def _liger_layer_norm(case: Case) -> Callable[..., Any]:
 
 def _liger_rms_norm(case: Case) -> Callable[..., Any]:
     norm = _liger("liger_rms_norm")
-    return lambda x, weight: norm(x, weight, 1e-5, in_place=False)
+    return lambda x, weight: norm(x, weight, 1e-5, in_place=False)  # in place it overwrites what arrives from above
+
+
+def _liger_add_rms_norm(case: Case) -> Callable[..., Any]:
+    norm = _liger("liger_fused_add_rms_norm")
+    return lambda x, residual, weight: norm(x, residual, weight, 1e-5, in_place=False)
 
 
 def _liger_swiglu(case: Case) -> Callable[..., Any]:
-    swiglu = _liger("liger_swiglu")
-    return lambda gate_up: swiglu(*gate_up.chunk(2, dim=-1))
+    """Of gate and up side by side, where Liger has that; else of copies of the two, which its backward overwrites."""
+    try:
+        return _imported("liger_kernel.ops", "LigerFusedGateUpSiLUMulFunction").apply
+    except Unsupported:
+        swiglu = _liger("liger_swiglu")
+        return lambda gate_up: swiglu(*gate_up.chunk(2, dim=-1))
 
 
-def _liger_cross_entropy(case: Case) -> Callable[..., Any]:
-    loss = _liger("liger_fused_linear_cross_entropy")
+def _liger_cross_entropy(**options: Any) -> Callable[[Case], Callable[..., Any]]:
+    def make(case: Case) -> Callable[..., Any]:
+        loss = _liger("liger_fused_linear_cross_entropy")
+        return lambda hidden, weight, targets: loss(hidden, weight, targets, **options)
 
-    def mean(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        result = loss(hidden, weight, targets)
-        return result[0] if isinstance(result, tuple) else result
-
-    return mean
+    return make
 
 
 def _quack_rms_norm(case: Case) -> Callable[..., Any]:
     norm = _imported("quack", "rmsnorm")
     return lambda x, weight: norm(x, weight, eps=1e-5)
+
+
+def _quack_add_rms_norm(case: Case) -> Callable[..., Any]:
+    norm = _imported("quack", "rmsnorm")
+    return lambda x, residual, weight: norm(x, weight, residual=residual, eps=1e-5, prenorm=True)
+
+
+def _quack_cross_entropy(case: Case) -> Callable[..., Any]:
+    loss = _imported("quack.linear_cross_entropy", "chunked_linear_cross_entropy")
+    return lambda hidden, weight, targets: loss(hidden, weight, targets, tuned=False)  # tuning takes minutes
 
 
 PEERS = {
@@ -156,15 +196,34 @@ PEERS = {
         Provider("sdpa-cudnn", "torch", _pinned(SDPBackend.CUDNN_ATTENTION)),
         Provider("sdpa-efficient", "torch", _pinned(SDPBackend.EFFICIENT_ATTENTION)),
         Provider("sdpa-math", "torch", _pinned(SDPBackend.MATH)),
-        Provider("flex", "torch", _flex),
-        Provider("flash-attn", "flash-attn", _flash_attn("flash_attn")),
-        Provider("flash-attn-4", "flash-attn-4", _flash_attn("flash_attn.cute")),
+        Provider("flex", "torch", _flex, first=3),
+        Provider("flash-attn", "flash-attn", _flash_attn_packed("flash_attn")),
+        Provider("flash-attn-3", "flash-attn-3", _flash_attn_packed("flash_attn_interface")),
+        Provider(
+            "flash-attn-3 deterministic", "flash-attn-3", _flash_attn_packed("flash_attn_interface", deterministic=True)
+        ),
+        Provider("flash-attn-4", "flash-attn-4", _flash_attn_4()),
+        Provider("flash-attn-4 deterministic", "flash-attn-4", _flash_attn_4(deterministic=True)),
     ],
     "layer_norm": [Provider("liger", "liger-kernel", _liger_layer_norm)],
     "rms_norm": [
         Provider("liger", "liger-kernel", _liger_rms_norm),
         Provider("quack", "quack-kernels", _quack_rms_norm),
     ],
+    "add_rms_norm": [
+        Provider("liger", "liger-kernel", _liger_add_rms_norm),
+        Provider("quack", "quack-kernels", _quack_add_rms_norm),
+    ],
     "swiglu": [Provider("liger", "liger-kernel", _liger_swiglu)],
-    "linear_cross_entropy": [Provider("liger", "liger-kernel", _liger_cross_entropy)],
+    "linear_cross_entropy": [
+        Provider("liger", "liger-kernel", _liger_cross_entropy()),
+        Provider("liger float32", "liger-kernel", _liger_cross_entropy(accum_dtype=torch.float32)),
+        Provider("quack", "quack-kernels", _quack_cross_entropy),
+    ],
+    "decode_attention": [
+        Provider("sdpa", "torch", _whole_cache()),
+        Provider("sdpa-flash", "torch", _whole_cache(SDPBackend.FLASH_ATTENTION)),
+        Provider("sdpa-cudnn", "torch", _whole_cache(SDPBackend.CUDNN_ATTENTION)),
+        Provider("sdpa-efficient", "torch", _whole_cache(SDPBackend.EFFICIENT_ATTENTION)),
+    ],
 }

@@ -33,7 +33,9 @@ STYLES = {  # colour of the sheet, dashes, marker: any two that meet in a figure
     "sdpa-math": ("s7", ":", "h"),
     "flex": ("s8", "-.", ">"),
     "flash-attn": ("ink", "--", "d"),
+    "flash-attn-3": ("ink", "-.", "X"),
     "flash-attn-4": ("ink", "-", "*"),
+    "sdpa": ("s7", "-.", "s"),
     "liger": ("s3", "-.", "p"),
     "quack": ("s4", "--", "H"),
     "nanogpt": ("s8", "-.", "d"),
@@ -96,7 +98,7 @@ class Family:
 
 FAMILIES = (
     Family("attention", "Causal attention", ("causal_attention_packed",), "T", "sequence length T"),
-    Family("norms", "Normalization", ("add_layer_norm", "layer_norm", "rms_norm"), "width", "width"),
+    Family("norms", "Normalization", ("add_layer_norm", "layer_norm", "add_rms_norm", "rms_norm"), "width", "width"),
     Family("swiglu", "SwiGLU", ("swiglu",), "width", "width"),
     Family("cross_entropy", "Cross-entropy from hidden states", ("linear_cross_entropy",), "vocab", "vocabulary"),
     Family("decode", "Decoding: one query a sequence against a cache", ("decode_attention",), "T", "cache length T"),

@@ -275,7 +275,7 @@ def full_table(machine: Machine) -> str:
     """Every row that was measured, as Markdown."""
     parts = [f"# {_plain(machine.device)}", _plain(_measured_by(machine))]
     if machine.rows:
-        head = "case|pass|provider|time|20-80%|TFLOP/s|GB/s|of floor|host|memory|why not".split("|")
+        head = "case|pass|provider|time|20-80%|TFLOP/s|GB/s|of floor|host|memory|remark".split("|")
         parts.append("\n".join(markdown_table(head, 0, map(_full_row, machine.rows.values()))))
     if machine.train:
         head = ["training step", "T", "batch", "dtype", "a step", "tokens/s", "MFU", "memory", "first step", "why not"]
@@ -300,7 +300,7 @@ def _full_row(row: Row) -> list[str]:
         f"{row['fraction']:.0%}",
         duration(row["host"]) if row["host"] else "",
         f"{row['peak_bytes'] / 2**20:,.1f} MiB" if row["peak_bytes"] is not None else "",
-        "",
+        row.get("reason", ""),
     ]
 
 

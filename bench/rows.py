@@ -26,6 +26,7 @@ class Rows:
             key = entry["key"]
             if entry["kind"] == START:
                 self.begun[key] = self.begun.pop(key, 0) + 1
+                self.finished.pop(key, None)  # it is done again
             elif entry["kind"] == CRASH:
                 self.crashed.add(key)
             else:

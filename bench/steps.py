@@ -1,17 +1,17 @@
 """A whole training step: the project's own Loop.update on random tokens, by backend, eager and compiled, and nanoGPT's.
 
-Steps of one context length are measured in turns, in blocks, so that the host may run ahead of the device as it does
-in a training. Running out of memory is a result.
+Each way to train is first timed alone, as soon as it is prepared; then those of one size are timed in turns, which is
+what ratios between them are taken from. A timing is of a block of steps, so that the host may run ahead of the device
+as it does in a training. Running out of memory is a result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import io
 import itertools
-import re
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,7 +24,7 @@ from rich.console import Console
 import kernels
 from bench import nanogpt as nanogpt_bench
 from bench import timing
-from bench.contest import FAILED, MEMORY, OK
+from bench.contest import MEMORY, OK, clear, status_of
 from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.model import GPT
@@ -37,6 +37,12 @@ from minilm.training.prepare import Parts
 VOCABULARY = 96
 MODES = {"off": "eager", "on": "compiled", "graphs": "graphs"}
 BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the clock
+ALONE = "timed alone, not in turns"
+# On a GPU, where each compilation takes half a minute: what the others are held against, what tells most first.
+TELLING = (
+    "triton eager", "reference eager", "nanogpt compiled", "triton compiled", "triton graphs", "torch compiled",
+    "nanogpt eager", "torch eager",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Entry:
 @dataclass
 class StepRow:
     """What a training step costs. Seconds, bytes; step_s is the median of the rounds and low, high its 95% interval;
-    peak_bytes with weights and optimizer, None on a CPU."""
+    peak_bytes with weights and optimizer, and host_s how long the host takes to launch a step; both None on a CPU.
+    reason is ALONE where the times are not of the same minutes as those of other ways to train."""
 
     label: str
     kernels: str
@@ -79,6 +86,7 @@ class StepRow:
     mfu: float | None = None
     peak_bytes: int | None = None
     first_step_s: float | None = None
+    host_s: float | None = None
     rounds: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,20 +94,24 @@ class StepRow:
 
 
 def entries(device: torch.device, nanogpt: Path | None = None) -> list[Entry]:
-    """On a GPU every backend, eager, compiled, and as CUDA graphs; on a CPU eager and compiled, also in float32 like
-    nanoGPT."""
+    """On a GPU every backend, eager, compiled, and as CUDA graphs, those of TELLING first; on a CPU eager and compiled,
+    also in float32 like nanoGPT."""
     names = [name for name in kernels.available(device) if name != "triton" or device.type == "cuda"]
     names = [*reversed(names), *(["nanogpt"] if nanogpt else [])]
     modes = ("off", "on", "graphs") if device.type == "cuda" else ("off", "on")
     found = [Entry(name, mode) for name in names for mode in modes if not (name == "nanogpt" and mode == "graphs")]
-    return found if device.type == "cuda" else [*found, Entry("torch", "off", True), Entry("torch", "on", True)]
+    if device.type == "cuda":
+        return sorted(found, key=lambda entry: ([*TELLING, str(entry)]).index(str(entry)))
+    return [*found, Entry("torch", "off", True), Entry("torch", "on", True)]
 
 
 def sizes(device: torch.device) -> list[tuple[str, int, int]]:
-    """(preset, context length, batch size): 16k tokens a step on a GPU, the longest that are told apart first."""
+    """(preset, context length, batch size), what tells most first: on a GPU the capstone as it is, GPT-2 at its own
+    micro-batch, and the capstone at other contexts, 16k tokens a step."""
     if device.type != "cuda":
         return [("quick", 128, 8), ("shakespeare-char-cpu", 64, 12)]
-    return [("capstone", T, 16_384 // T) for T in (256, 1024, 4096, 16_384, 512, 2048, 8192)]
+    contexts = [("capstone", T, 16_384 // T) for T in (256, 1024, 4096, 16_384, 512, 2048, 8192)]
+    return [contexts[0], ("gpt2", 1024, 12), *contexts[1:]]
 
 
 def with_vocabulary(preset: str) -> RunConfig:
@@ -112,18 +124,110 @@ def with_vocabulary(preset: str) -> RunConfig:
 def config_of(
     preset: str, context_length: int, batch_size: int, device: torch.device, comparable: bool = False
 ) -> RunConfig:
-    """A preset at a size. The optimizer is AdamW and dropout 0 for all, so that all do the same work.
+    """A preset at a size, with its own vocabulary. The optimizer is AdamW and dropout 0 for all, so that all do the
+    same work.
 
-    comparable: with learned positions, for nanoGPT has no others.
+    comparable: as nanoGPT is: with learned positions and the exact GELU, for it has no others.
     """
-    positions = {"position": "learned"} if comparable else {}
-    return build(
-        preset,
-        {
-            "model": {"context_length": context_length, "vocab_size": VOCABULARY, "dropout": 0.0} | positions,
-            "train": {"batch_size": batch_size, "grad_accumulation": 1, "optimizer": "adamw", "device": str(device)},
-        },
-    )
+    theirs = {"position": "learned", "activation": "gelu"} if comparable else {}
+    size = {"context_length": context_length, "vocab_size": with_vocabulary(preset).model.vocab_size, "dropout": 0.0}
+    train = {"batch_size": batch_size, "grad_accumulation": 1, "optimizer": "adamw", "device": str(device)}
+    return build(preset, {"model": size | theirs, "train": train})
+
+
+class Size:
+    """Ways to train the same model, with learned positions and the exact GELU, for nanoGPT has no others: prepared one
+    after another, then timed in turns. A new one has nothing of an earlier one compiled or in memory."""
+
+    def __init__(
+        self,
+        preset: str,
+        context_length: int,
+        batch_size: int,
+        device: torch.device,
+        nanogpt: Path | None = None,
+    ):
+        self.config = config_of(preset, context_length, batch_size, device, comparable=True)
+        self.dtype = hardware.resolve_dtype(self.config.train.dtype, device, self.config.model.d_model)
+        self.device, self.nanogpt = device, nanogpt
+        self.steps: dict[str, Callable[[], Any]] = {}  # by label, of those that work
+        torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
+        timing.start(device)
+
+    def alone(self, entry: Entry) -> StepRow:
+        """Prepare a way to train, keep its step for in_turns(), and time it in the fewest rounds that give an interval
+        of the median."""
+        m, device = self.config.model, self.device
+        row = StepRow(str(entry), entry.kernels, entry.compile != "off", m.context_length, self.config.train.batch_size)
+        used = entry.dtype_of(self.dtype, device)
+        row.dtype = str(used).removeprefix("torch.")
+        step = None
+        clear(device)
+        with failures(row):
+            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            start = time.perf_counter()
+            step, row.parameters = prepare(entry, self.config, used, device, self.nanogpt)
+            step()
+            timing.synchronize(device)
+            row.first_step_s = time.perf_counter() - start
+            held = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
+            if (peak := timing.peak_bytes(step, device)) is not None:
+                row.peak_bytes = peak + held
+        if step is not None and row.status == OK:
+            with failures(row, "while it was timed"):
+                times = timing.in_turn({row.label: self._block(step)}, device, 0, timing.LEAST, wall=True)
+                row.host_s = host_seconds(step, device)
+                self._fill(row, times[row.label])
+                row.reason = ALONE
+                self.steps[row.label] = step
+        step = None  # of an entry that failed, whose memory is to be free
+        clear(device)
+        return row
+
+    def in_turns(self, rows: Sequence[StepRow], seconds: float) -> None:
+        """Time the steps of these rows in turns, and give the rows these times, without a reason then.
+
+        Where all of them do not fit into memory together, as many as do, the first before the last; one that fails
+        otherwise is left out. What is left out keeps the times that it had alone.
+        """
+        calls = {row.label: self._block(self.steps[row.label]) for row in rows if row.label in self.steps}
+        found: dict[str, timing.Times] = {}
+        while len(calls) > 1 and not found:
+            running = [next(iter(calls))]
+            noted = {label: _noted(call, label, running) for label, call in calls.items()}
+            together = StepRow("in turns", "", False, 0, 0)
+            with failures(together):
+                found = timing.in_turn(noted, self.device, seconds, wall=True)
+            if together.status != OK:
+                left_out = [*calls][-1] if together.status == MEMORY else running[-1]
+                del calls[left_out], self.steps[left_out], noted
+                clear(self.device)
+        for row in rows:
+            if row.label in found:
+                self._fill(row, found[row.label])
+                row.reason = ""
+
+    def _block(self, step: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: [step() for _ in range(BLOCK[self.device.type])][-1]
+
+    def _fill(self, row: StepRow, times: timing.Times) -> None:
+        block = BLOCK[self.device.type]
+        row.rounds = tuple(seconds / block for seconds in times.rounds)
+        row.step_s, row.p20, row.p80 = (t / block for t in (times.median, times.percentile(20), times.percentile(80)))
+        row.low, row.high = timing.median_interval(row.rounds)
+        row.tokens_per_s = row.context_length * row.batch_size / row.step_s
+        with torch.device("meta"):
+            flops = GPT(self.config.model).flops_per_token()
+        peak_rate = hardware.peak_flops(self.device, self.dtype)
+        row.mfu = row.tokens_per_s * flops / peak_rate if peak_rate else None
+
+
+def _noted(call: Callable[[], Any], label: str, running: list[str]) -> Callable[[], Any]:
+    def noted() -> Any:
+        running.append(label)
+        return call()
+
+    return noted
 
 
 def measure(
@@ -135,58 +239,26 @@ def measure(
     seconds: float = 5.0,
     nanogpt: Path | None = None,
 ) -> list[StepRow]:
-    """A row an entry, all of the same model: with learned positions, for nanoGPT has no others."""
-    config = config_of(preset, context_length, batch_size, device, comparable=True)
-    dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
-    torch._dynamo.reset()  # what other sizes compiled counts against the limit of recompilations
-    timing.start(device)
-    rows, steps, step = [], {}, None
-    for entry in chosen:
-        row = StepRow(str(entry), entry.kernels, entry.compile != "off", context_length, batch_size)
-        used = entry.dtype_of(dtype, device)
-        row.dtype = str(used).removeprefix("torch.")
-        rows.append(row)
-        step = None  # of an entry that failed, whose memory is to be free
-        clear(device)
-        with failures(row):
-            before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            start = time.perf_counter()
-            step, row.parameters = prepare(entry, config, used, device, nanogpt)
-            step()
-            timing.synchronize(device)
-            row.first_step_s = time.perf_counter() - start
-            held = torch.cuda.memory_allocated(device) - before if device.type == "cuda" else 0
-            if (peak := timing.peak_bytes(step, device)) is not None:
-                row.peak_bytes = peak + held
-            steps[row.label] = step
-    block = BLOCK[device.type]
-    calls = {label: (lambda step=step: [step() for _ in range(block)][-1]) for label, step in steps.items()}
-    found: dict[str, timing.Times] = {}
-    together = StepRow("all in turns", "", False, context_length, batch_size)
-    with failures(together):
-        found = timing.in_turn(calls, device, seconds, host=False) if calls else {}
-    if together.status != OK:  # because of one of them: then each alone, so that the others have their times
-        clear(device)
-        for row in rows:
-            if row.label in calls:
-                with failures(row, "while it was timed"):
-                    found |= timing.in_turn({row.label: calls[row.label]}, device, seconds / len(calls), host=False)
-                    row.reason = "timed alone, not in turns"
-                clear(device)
-    peak_rate = hardware.peak_flops(device, dtype)
-    with torch.device("meta"):
-        flops = GPT(config.model).flops_per_token()
-    tokens = context_length * batch_size
-    for row in rows:
-        if times := found.get(row.label):
-            row.rounds = tuple(seconds / block for seconds in times.rounds)
-            row.step_s, row.p20, row.p80 = (
-                t / block for t in (times.median, times.percentile(20), times.percentile(80))
-            )
-            row.low, row.high = timing.median_interval(row.rounds)
-            row.tokens_per_s = tokens / row.step_s
-            row.mfu = row.tokens_per_s * flops / peak_rate if peak_rate else None
+    """A row an entry, timed in turns."""
+    size = Size(preset, context_length, batch_size, device, nanogpt)
+    rows = [size.alone(entry) for entry in chosen]
+    size.in_turns(rows, seconds)
     return rows
+
+
+def host_seconds(step: Callable[[], Any], device: torch.device, repeats: int = 5) -> float | None:
+    """How long the host takes to launch a step on a device that has nothing else to do: the median; None on a CPU,
+    whose steps are the host's."""
+    if device.type != "cuda":
+        return None
+    found = []
+    for _ in range(repeats):
+        timing.synchronize(device)
+        start = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - start)
+    timing.synchronize(device)
+    return statistics.median(found)
 
 
 @contextlib.contextmanager
@@ -199,31 +271,14 @@ def failures(row: Any, when: str = "in the first step"):
         row.reason = row.reason or when
 
 
-def status_of(error: Exception) -> tuple[str, str]:
-    """(status, reason). Raises the error again where the device is lost: nothing after it would mean anything."""
-    words = next(iter(str(error).strip().splitlines()), "")
-    if isinstance(error, torch.OutOfMemoryError) or re.search(r"out of memory|ALLOC_FAILED", str(error)):
-        return MEMORY, ""
-    lost = ("illegal memory access", "misaligned address", "device-side assert", "launch failure")
-    if isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in lost):
-        raise error
-    return FAILED, f"{type(error).__name__}: {words}"[:200]
-
-
-def clear(device: torch.device) -> None:
-    """Give back what nothing holds any more. Not to be called while an exception does."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
 def prepare(
     entry: Entry, config: RunConfig, dtype: torch.dtype, device: torch.device, nanogpt: Path | None
 ) -> tuple[Callable[[], Any], int]:
     """A function that takes one step, and the number of parameters."""
     shape = (config.train.batch_size, config.model.context_length + 1)
     generator = torch.Generator().manual_seed(0)
-    batches = itertools.cycle([torch.randint(VOCABULARY, shape, generator=generator).to(device) for _ in range(4)])
+    tokens = [torch.randint(int(config.model.vocab_size), shape, generator=generator).to(device) for _ in range(4)]
+    batches = itertools.cycle(tokens)
     torch.manual_seed(0)
     if entry.kernels == "nanogpt":
         theirs, _, take = nanogpt_bench.prepare(nanogpt, config, device, dtype, entry.compile == "on")

@@ -53,13 +53,13 @@ def steps_table(found: Sequence[steps.StepRow], title: str) -> Table:
     shown = Table("context x batch", "kernels", box=None, pad_edge=False, title=title)
     for heading in ("a step", "tokens/s", "vs reference", "MFU", "peak memory", "first step"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    plain = {row.context_length: row.step_s for row in found if row.label == "reference eager"}
+    plain = {(row.context_length, row.batch_size): row.step_s for row in found if row.label == "reference eager"}
     for row in found:
         size = f"{row.context_length} x {row.batch_size}"
         if row.step_s is None:
             shown.add_row(size, row.label, row.status, style="red")
             continue
-        baseline = plain.get(row.context_length)
+        baseline = plain.get((row.context_length, row.batch_size))
         shown.add_row(
             size,
             row.label,

@@ -161,7 +161,14 @@ def versions() -> dict[str, str | None]:
 
 
 def git_revision() -> str | None:
-    """The commit this code stands at, "+" where files differ from it, or None outside a checkout."""
+    """The commit this code stands at, "+" where files differ from it.
+
+    Outside a checkout, such as a copy of the files on another machine: what $MINILM_REVISION says, else None.
+    """
+    return _revision_of_checkout() or os.environ.get("MINILM_REVISION") or None
+
+
+def _revision_of_checkout() -> str | None:
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists() or not shutil.which("git"):
         return None

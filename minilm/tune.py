@@ -26,8 +26,8 @@ def tune(ops: Sequence[str], minutes: float | None, commit: bool, console: Conso
         change = "kept" if outcome.chosen == outcome.before else f"{outcome.speedup:.2f}x faster"
         times = " ".join(f"{ms * 1e3:.1f}" for ms in outcome.chosen_ms)
         console.print(
-            f"{outcome.problem}: {config}, {times} us, {change} ({len(outcome.refused)} of "
-            f"{len(outcome.problem.candidates)} refused)", highlight=False, soft_wrap=True,
+            f"{outcome.problem}: {config}, {times} us, {change} (of {len(outcome.problem.candidates)} candidates "
+            f"{outcome.timed} timed, {len(outcome.refused)} refused)", highlight=False, soft_wrap=True,
         )  # fmt: skip
 
     try:

@@ -8,6 +8,7 @@ and neither torch.compile nor a CUDA graph is disturbed. A table is a JSON file 
          "config": {"BLOCK_M": 128, "BLOCK_N": 64, "num_warps": 4, "num_stages": 3}}, ...]}}
 
 of which the first entry that matches counts (null matches anything; width and length are what the op says they are).
+A table may say "measured": {"device": "NVIDIA H100 80GB HBM3", "triton": ..., ...}, on what it was last tuned.
 Tables are asked in this order, and the first that knows the op answers: the user's for the chip, the committed one for
 the chip, the committed one for the first chip of its generation, the committed default.
 """
@@ -28,6 +29,7 @@ COMMITTED = Path(__file__).parent / "tuned"
 FORMAT = 1
 DEFAULT = "default"
 LAUNCH_OPTIONS = ("num_warps", "num_stages", "maxnreg")  # for Triton; every other name is a constant of the kernel
+COUNTS = ("num_stages", "maxnreg", "PROGRAMS")  # any number; the others are sizes of blocks, or warps: powers of two
 
 _pretended_chip: str | None = None
 _overrides: dict[str, Mapping[str, int]] = {}
@@ -135,19 +137,30 @@ def user_folder() -> Path:
 
 def read_table(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The ops of a table file, checked. Raises TuningError, one sentence, naming the file and the first fault."""
+    return _read(path)["ops"]
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise TuningError(f"the tuning table {path} cannot be read ({error}); mend or remove it.") from None
     if fault := _fault(table, path.stem):
         raise TuningError(f"the tuning table {path} cannot be used: {fault}; mend or remove it.")
-    return table["ops"]
+    return table
 
 
-def write_table(path: Path, chip: str, ops: Mapping[str, list[dict[str, Any]]]) -> None:
-    """Write `ops` into the table at `path`, keeping its other ops; atomic. Raises TuningError for a fault."""
-    kept = read_table(path) if path.is_file() else {}
-    table = {"format": FORMAT, "chip": chip, "ops": dict(sorted({**kept, **ops}.items()))}
+def write_table(
+    path: Path, chip: str, ops: Mapping[str, list[dict[str, Any]]], measured: Mapping[str, str] | None = None
+) -> None:
+    """Write `ops` into the table at `path`, keeping its other ops; atomic. Raises TuningError for a fault.
+
+    measured: on what they were measured; without it the table keeps what it says.
+    """
+    kept = _read(path) if path.is_file() else {"ops": {}}
+    table = {"format": FORMAT, "chip": chip, "ops": dict(sorted({**kept["ops"], **ops}.items()))}
+    if measured := measured or kept.get("measured"):
+        table["measured"] = dict(measured)
     if fault := _fault(table, path.stem):
         raise TuningError(f"the tuning table for {path} was not written: {fault}.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,8 +175,10 @@ def _layout(table: Mapping[str, Any]) -> str:
         f"  {json.dumps(op)}: [\n" + ",\n".join(f"   {json.dumps(entry)}" for entry in entries) + "\n  ]"
         for op, entries in table["ops"].items()
     ]
-    head = f'{{\n "format": {table["format"]},\n "chip": {json.dumps(table["chip"])},\n "ops": {{\n'
-    return head + ",\n".join(ops) + "\n }\n}\n"
+    head = f'{{\n "format": {table["format"]},\n "chip": {json.dumps(table["chip"])},\n'
+    if "measured" in table:
+        head += f' "measured": {json.dumps(table["measured"])},\n'
+    return head + ' "ops": {\n' + ",\n".join(ops) + "\n }\n}\n"
 
 
 def _fault(table: Any, chip: str) -> str | None:
@@ -172,6 +187,9 @@ def _fault(table: Any, chip: str) -> str | None:
         return f"it is no table of format {FORMAT}"
     if table.get("chip") != chip:
         return f"it is for the chip {table.get('chip')!r} and its file is named {chip}.json"
+    measured = table.get("measured", {})
+    if not isinstance(measured, dict) or not all(isinstance(value, str) for value in measured.values()):
+        return '"measured" is no object of strings'
     if not isinstance(table.get("ops"), dict):
         return '"ops" is no object of lists of entries'
     for op, entries in table["ops"].items():
@@ -199,7 +217,7 @@ def _entry_fault(entry: Any) -> str | None:
             return f"{name} is no launch option ({', '.join(LAUNCH_OPTIONS)}) and no constant in capitals"
         if not _is_count(value):
             return f"{name} is {value!r}; it must be a positive integer"
-        if name not in ("num_stages", "maxnreg") and value & (value - 1):
+        if name not in COUNTS and value & (value - 1):
             return f"{name} is {value}; it must be a power of two"
     if config["num_warps"] > 32 or config["num_stages"] > 8:
         return f"{config['num_warps']} warps and {config['num_stages']} stages; at most 32 and 8 are possible"

@@ -25,7 +25,9 @@ def doctor() -> None:
 
 @click.command()
 @click.option("--op", "ops", multiple=True, help="Operation, or the beginning of its name; several are allowed.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Begin nothing more after so many minutes.")
+@click.option(
+    "--minutes", type=click.FloatRange(0, min_open=True), help="Stop after so many minutes, and keep what was found."
+)
 @click.option("--commit", is_flag=True, help="Write the table that comes with minilm instead of your own.")
 def tune(ops: tuple[str, ...], minutes: float | None, commit: bool) -> None:
     """Measure launch configurations of the Triton kernels on this GPU, and keep the fastest.

@@ -26,6 +26,38 @@ def test_each_is_switched_on_alone_and_then_all_together():
     assert changed == alone | {"all": {key: value for how in alone.values() for key, value in how.items()}}
 
 
+def test_arms_are_chosen_in_another_precision_and_on_other_data():
+    found = coincide.arms_of(
+        "quick", 20, None, torch.device("cpu"), "bfloat16", ["data.characters=900000", "train.lr=0.02"],
+        ["all", "torch kernels"],
+    )  # fmt: skip
+    assert [arm.label for arm in found] == [BASELINE, "all", "torch kernels"]
+    naive, together, fused = (arm.config for arm in found)
+    for config in (naive, together, fused):
+        assert (config.train.dtype, config.train.lr, config.data.characters) == ("bfloat16", 0.02, 900_000)
+    assert (naive.train.kernels, fused.train.kernels, together.train.compile) == ("reference", "torch", "on")
+    every = coincide.arms_of("quick", 20, None, torch.device("cpu"), "bfloat16")
+    assert "bfloat16" not in [arm.label for arm in every]
+    with pytest.raises(UserError, match="--arms names 'graphs'; here there are torch kernels, bfloat16, compiled"):
+        coincide.arms_of("quick", 20, None, torch.device("cpu"), only=["graphs"])
+    for assignment in ("train.dtype=float32", "train.checkpoint_activations=true"):
+        with pytest.raises(UserError, match=f"--set {assignment}: train"):
+            coincide.arms_of("quick", 20, None, torch.device("cpu"), assignments=[assignment])
+
+
+def test_the_options_reach_the_trials(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(coincide, "run_trials", lambda study, jobs, say: seen.append((study.rows, jobs)))
+    out = ["--device", "cpu", "--steps", "9", "--seeds", "2", "--out", str(tmp_path / "study")]
+    chosen = ["--arms", "torch kernels, all", "--dtype", "bfloat16", "--set", "data.characters=900000", "--jobs", "3"]
+    assert coincide.main([*out, *chosen]) == 1  # stopped
+    ((rows, jobs),) = seen
+    assert jobs == 3 and {row["arm"] for row in rows} == {BASELINE, CONTROL, "torch kernels", "all"} and len(rows) == 8
+    assert {row["config"]["train"]["dtype"] for row in rows} == {"bfloat16"}
+    with pytest.raises(SystemExit):
+        coincide.main([*out, "--jobs", "0"])
+
+
 def test_the_same_within_the_margin_another_model_and_one_that_differs_at_a_step_are_told_apart(tmp_path):
     lab = Lab(tmp_path)
     for seed in (1, 2, 3, 4):

@@ -1,5 +1,8 @@
 """Where a step's time and memory go: every name has its part, floors are the derived ones, and counts hold."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,45 +12,137 @@ from minilm.config import build
 from minilm.training.facts import estimate_memory
 
 CPU = torch.device("cpu")
+ANONYMOUS = "void at::native::(anonymous namespace)::"
+ELEMENTWISE = "void at::native::vectorized_elementwise_kernel"
+LAMBDA = "::{lambda()#2}::operator()() const::{lambda(c10::BFloat16)#1}"
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("_forward_kernel", "attention forward"),
-        ("_query_gradient_kernel", "attention backward"),
-        ("_key_gradient_kernel", "attention backward"),
-        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "attention forward"),
-        ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<64>", "attention backward"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26", "attention backward"),
-        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7", "attention forward"),
-        ("aten::_softmax_backward_data", "attention backward"),
-        ("_norm_forward", "norm forward"),
-        ("_norm_weight_grads", "norm backward"),
-        ("_sum_partials", "norm backward"),
-        ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::BFloat16>", "norm forward"),
-        ("void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernelTemplate<float>", "norm backward"),
-        ("triton_red_fused_native_layer_norm_backward_7", "norm backward"),
-        ("_loss_and_dlogits", "loss"),
-        ("_scale", "loss"),
-        ("aten::_log_softmax_backward_data", "loss"),
-        ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT", "matrix products"),
-        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
-        ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_128x128_32x4>", "matrix products"),
-        ("aten::mm", "matrix products"),
-        ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
-        ("void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernelImpl>", "activation"),
-        ("_swiglu_backward", "activation"),
-        ("triton_poi_fused_gelu_backward_3", "activation"),
-        ("Memcpy HtoD (Pinned -> Device)", "copies and casts"),
-        ("triton_poi_fused__to_copy_2", "copies and casts"),
-        ("triton_per_fused_add_1", "fused by the compiler"),
-        ("autograd::engine::evaluate_function: GeluBackward0", "autograd"),
-        ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add>", "other"),
-    ],
-)
+# fmt: off
+NAMES = [
+    ("_forward_kernel", "attention forward"),
+    ("_query_gradient_kernel", "attention backward"),
+    ("_key_gradient_kernel", "attention backward"),
+    ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "attention forward"),
+    ("void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<64>", "attention backward"),
+    ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_26", "attention backward"),
+    ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7", "attention forward"),
+    ("aten::_softmax_backward_data", "attention backward"),
+    ("_norm_forward", "norm forward"),
+    ("_norm_weight_grads", "norm backward"),
+    ("_sum_partials", "norm backward"),
+    ("void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::BFloat16>", "norm forward"),
+    ("void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernelTemplate<float>", "norm backward"),
+    ("triton_red_fused_native_layer_norm_backward_7", "fused by the compiler"),
+    ("_loss_and_dlogits", "loss"),
+    ("_scale", "loss"),
+    ("aten::_log_softmax_backward_data", "loss"),
+    ("nvjet_hsh_128x256_64x4_1x2_h_bz_coopA_NTT", "matrix products"),
+    ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64", "matrix products"),
+    ("void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_128x128_32x4>", "matrix products"),
+    ("aten::mm", "matrix products"),
+    ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>", "optimizer"),
+    ("void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernelImpl>", "activation"),
+    ("_swiglu_backward", "activation"),
+    ("triton_poi_fused_add_gelu_gelu_backward_view_3", "fused by the compiler"),
+    ("triton_red_fused__to_copy_sum_8", "fused by the compiler"),
+    ("triton_per_fused__log_softmax_nll_loss_forward_2", "fused by the compiler"),
+    ("triton_tem_fused_addmm_5", "matrix products"),
+    ("Memcpy HtoD (Pinned -> Device)", "copies and casts"),
+    ("triton_poi_fused__to_copy_2", "fused by the compiler"),
+    ("triton_per_fused_add_1", "fused by the compiler"),
+    ("autograd::engine::evaluate_function: GeluBackward0", "autograd"),
+    ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add>", "other"),
+    # as CUDA 13 and PyTorch 2.11 spell them
+    ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_bias_TNT", "matrix products"),
+    ("nvjet_tst_64x64_64x13_4x1_v_bz_splitK_TNN", "matrix products"),
+    ("void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16, float, __nv_bfloat16, false>",
+     "matrix products"),
+    ("void cublasLt::epilogue::impl::globalKernel<8, 32, __nv_bfloat16, __nv_bfloat16, float, true>",
+     "matrix products"),
+    ("std::enable_if<!(false), void>::type internal::gemvx::kernel<int, int, __nv_bfloat16, float>",
+     "matrix products"),
+    (f"{ELEMENTWISE}<4, at::native::GeluCUDAKernelImpl(at::TensorIteratorBase&, at::native::GeluType){LAMBDA}>",
+     "activation"),
+    (f"{ELEMENTWISE}<4, at::native::GeluBackwardCUDAKernelImpl(at::TensorIteratorBase&, "
+     f"at::native::GeluType){LAMBDA}>",
+     "activation"),
+    (f"{ELEMENTWISE}<4, at::native::CUDAFunctor_add<c10::BFloat16>, std::array<char*, 3ul> >", "other"),
+    (f"{ELEMENTWISE}<4, at::native::bfloat16_copy_kernel_cuda(at::TensorIteratorBase&){LAMBDA}>", "copies and casts"),
+    ("void at::native::unrolled_elementwise_kernel<"
+     f"at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&){LAMBDA}>",
+     "copies and casts"),
+    (f"{ANONYMOUS}CatArrayBatchedCopy_contig<{ANONYMOUS}OpaqueType<4u>, unsigned int, 1, 128, 1>",
+     "copies and casts"),
+    ("Memcpy DtoD (Device -> Device)", "copies and casts"),
+    ("Memset (Device)", "fills"),
+    (f"{ELEMENTWISE}<4, at::native::FillFunctor<float>, std::array<char*, 1ul> >", "fills"),
+    ("void at::native::reduce_kernel<128, 4, at::native::ReduceOp<c10::BFloat16, at::native::func_wrapper_t<"
+     "c10::BFloat16, at::native::sum_functor<c10::BFloat16, float, "
+     f"c10::BFloat16>::operator()(at::TensorIterator&){LAMBDA}>, unsigned int, c10::BFloat16, 4, 4> >",
+     "bias gradients"),
+    ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::NormTwoOps<float, float, "
+     "float>, unsigned int, float, 4, 4> >",
+     "optimizer"),
+    ("void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::MeanOps<float, float, "
+     "float, float>, unsigned int, float, 4, 4> >",
+     "other"),
+    (f"{ANONYMOUS}multi_tensor_apply_kernel<{ANONYMOUS}FusedOptimizerTensorListMetadata<4>, "
+     f"{ANONYMOUS}FusedAdamMathFunctor<float, 4, (at::native::ADAM_MODE)1, false> >",
+     "optimizer"),
+    (f"{ANONYMOUS}multi_tensor_apply_kernel<{ANONYMOUS}TensorListMetadata<1>, {ANONYMOUS}LpNormFunctor<float, "
+     "(at::native::NormType)1, float, 1, 1, 0> >",
+     "optimizer"),
+    ("void at::native::lpnorm_cleanup<float, (at::native::NormType)1, float, float>", "optimizer"),
+    (f"{ANONYMOUS}vectorized_gather_kernel<16, long>", "embedding"),
+    (f"{ANONYMOUS}embedding_backward_feature_kernel<float, float, long>", "embedding"),
+    (f"{ANONYMOUS}compute_grad_weight<float, long>", "embedding"),
+    (f"{ANONYMOUS}krn_partials_per_segment<long>", "embedding"),
+    (f"{ANONYMOUS}sum_and_scatter<float, long>", "embedding"),
+    ("void cub::_V_300200_SM_900::detail::radix_sort::DeviceRadixSortOnesweepKernel<Policy1000, false, long>",
+     "embedding"),
+    (f"{ANONYMOUS}fused_dropout_kernel_vec<c10::BFloat16, float, 1u, 4, 1, bool>", "dropout"),
+    (f"{ELEMENTWISE}<4, {ANONYMOUS}masked_scale_kernel<bool, c10::BFloat16, float>{LAMBDA}>", "dropout"),
+    (f"{ANONYMOUS}distribution_elementwise_grid_stride_kernel<unsigned long, 2, random_from_to>", "dropout"),
+    ("void (anonymous namespace)::softmax_warp_forward<c10::BFloat16, c10::BFloat16, float, 8, false, false>",
+     "attention forward"),
+    ("void (anonymous namespace)::softmax_warp_backward<c10::BFloat16, c10::BFloat16, float, 8, false, false>",
+     "attention backward"),
+    ("void (anonymous namespace)::softmax_warp_forward<float, float, float, 7, true, false>", "loss"),
+    ("void at::native::(anonymous namespace)::cunn_SoftMaxForward<4, float, float, float, "
+     f"{ANONYMOUS}LogSoftMaxForwardEpilogue>",
+     "loss"),
+    ("void at::native::(anonymous namespace)::nll_loss_forward_reduce_cuda_kernel_2d<float, float, long>", "loss"),
+    (f"{ANONYMOUS}layer_norm_grad_input_kernel_vectorized<float, float>", "norm backward"),
+    (f"{ANONYMOUS}RowwiseMomentsCUDAKernel<float, float>", "norm forward"),
+    ("void pytorch_flash::flash_bwd_convert_dq_kernel<Flash_bwd_kernel_traits<64>>", "attention backward"),
+    ("fmha_cutlassB_bf16_aligned_64x64_k64_sm80(PyTorchMemEffAttention::AttentionBackwardKernel)",
+     "attention backward"),
+    ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel)", "attention forward"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("name", "part"), NAMES)
 def test_every_name_has_its_part(name, part):
     assert breakdown.part_of(name) == part
+
+
+def test_no_kernel_of_ours_in_training_is_left_over():
+    sources = Path(kernels.__file__).parent.glob("fused/*.py")
+    launched = {name for path in sources for name in re.findall(r"^ +(_\w+)\[\(", path.read_text(), re.MULTILINE)}
+    assert len(launched) > 9
+    assert {name for name in launched if breakdown.part_of(name) == breakdown.OTHER} == {
+        "_decode_kernel",
+        "_merge_kernel",
+    }
+
+
+def test_the_calls_that_launch_something_are_told_from_those_that_do_not():
+    for name in ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch",
+                 "cudaMemcpyAsync", "cudaMemsetAsync"):  # fmt: skip
+        assert re.match(breakdown.LAUNCH, name), name
+    for name in ("cudaStreamSynchronize", "cudaEventRecord", "cudaOccupancyMaxActiveBlocksPerMultiprocessor"):
+        assert not re.match(breakdown.LAUNCH, name), name
 
 
 def test_the_floors_of_the_capstone_are_those_that_were_derived():
@@ -78,10 +173,13 @@ def test_the_parts_of_a_step_are_what_it_takes():
     for name in ("matrix products", "norm forward", "norm backward", "activation", "optimizer", "loss", "embedding"):
         assert by_name[name].seconds > 0 and by_name[name].calls >= 1, name
     assert by_name["matrix products"].names[0][0] in ("aten::mm", "aten::addmm")
-    assert whole > by_name["matrix products"].seconds
+    assert whole.step_s > by_name["matrix products"].seconds and (whole.host_s, whole.launches) == (None, None)
+    assert by_name["bias gradients"].names[0][0] == "aten::sum"
     found = breakdown.rows(whole, parts, "tiny", (32, 8), steps.Entry("torch", "off"))
     ((title, _, rows),) = inside.time_tables(found)
     assert title.startswith("Where the time of a step goes: tiny, 32 x 8, torch eager, ") and len(rows) == len(parts)
+    found = breakdown.rows(breakdown.Whole(0.01, 0.004, 312.0), parts, "tiny", (32, 8), steps.Entry("torch", "off"))
+    assert next(inside.time_tables(found))[0].endswith("10 ms by the clock, 312 launches in 4 ms of the host")
 
 
 def test_memory_by_part_adds_up_to_the_estimate_and_the_fused_kernels_keep_less():

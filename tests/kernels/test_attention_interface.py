@@ -293,8 +293,9 @@ def installed_as(folder: Path, version: str) -> Path:
 def test_transformers_does_not_take_our_kernels_for_those_of_hugging_face(tmp_path):
     """It asks for the version of whatever distribution ships a package `kernels`, which is minilm's own."""
     code = "from transformers.utils import is_kernels_available as f; print(f())"
-    mistaken = python(code, installed_as(tmp_path / "mistaken", "0.18.2"))
-    assert mistaken == "True"  # so this test can see it: transformers 5.23 would import what is not there
+    asked = transformers.utils.import_utils.KERNELS_MIN_VERSION  # other versions of transformers ask for others
+    mistaken = python(code, installed_as(tmp_path / "mistaken", asked))
+    assert mistaken == "True"  # so this test can see it: transformers would import what is not there
     code += """
 import torch, kernels; from transformers import LlamaConfig, LlamaForCausalLM
 config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)

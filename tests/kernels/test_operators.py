@@ -88,14 +88,14 @@ TWICE = {
     "attention": (lambda q: fused.causal_attention(q, q, q), (1, 2, 20, 16)),
     "norm": (lambda x: fused.add_rms_norm(x, x, x[0, 0])[0], (1, 2, 16)),
     "swiglu": (lambda x: fused.swiglu_unpacked(x, x), (3, 16)),
-    "cross-entropy": (lambda w: fused.linear_cross_entropy(w, w, torch.arange(5)), (5, 16)),
+    "cross-entropy": (lambda w: fused.linear_cross_entropy(w, w, torch.arange(5, device=w.device)), (5, 16)),
 }
 
 
 @pytest.mark.parametrize("name", TWICE)
-def test_a_tensor_given_twice_has_the_sum_of_both_gradients_compiled_too(name):
+def test_a_tensor_given_twice_has_the_sum_of_both_gradients_compiled_too(name, device):
     call, shape = TWICE[name]
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     torch._dynamo.reset()
     eager, compiled = (
         torch.autograd.grad(f(x).sum(), x)[0] for f in (call, torch.compile(call, backend="aot_eager", fullgraph=True))
@@ -110,7 +110,7 @@ def test_vmap_is_as_calling_it_for_each(device):
 
 
 def test_what_comes_out_of_frozen_inputs_can_be_changed_in_place(device):
-    q, factor = torch.randn(1, 2, 20, 16, device=device), torch.tensor(2.0, requires_grad=True)
+    q, factor = torch.randn(1, 2, 20, 16, device=device), torch.tensor(2.0, device=device, requires_grad=True)
     out = fused.causal_attention(q, q, q)
     expected = out.sum()
     out.mul_(factor).sum().backward()
@@ -132,16 +132,16 @@ def test_an_output_that_nothing_uses_costs_no_zeros(used, device, monkeypatch):
         assert not arrived and weight.grad is None and torch.equal(x.grad, torch.ones_like(x))
 
 
-def test_the_package_can_be_imported_forgotten_and_imported_again():
+def test_the_package_can_be_imported_forgotten_and_imported_again(device):
     program = """
 import sys, torch
 import kernels.fused as first
 for name in [name for name in sys.modules if name.split(".")[0] == "kernels"]:
     del sys.modules[name]
 import kernels.fused as second
-x = torch.randn(3, 8, requires_grad=True)
+x = torch.randn(3, 8, device=sys.argv[1], requires_grad=True)
 grads = [torch.autograd.grad(module.swiglu(x).sum(), x)[0] for module in (first, second)]
 print(second is not first and torch.equal(*grads))
 """
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ)
+    run = subprocess.run([sys.executable, "-c", program, device], capture_output=True, text=True, env=os.environ)
     assert run.stdout.strip() == "True", run.stderr[-2000:]

@@ -117,6 +117,22 @@ def test_a_written_table_reads_back_and_keeps_the_other_ops(user_folder):
     assert [file.name for file in user_folder.iterdir()] == ["sm_90.json"]
 
 
+def test_a_table_says_on_what_it_was_measured_until_it_is_measured_anew(user_folder):
+    path = user_folder / "sm_90.json"
+    for measured, expected in ((None, None), ({"device": "A"}, {"device": "A"}), (None, {"device": "A"})):
+        tuning.write_table(path, "sm_90", {"a": [numbered(1)]}, measured)
+        assert json.loads(path.read_text()).get("measured") == expected
+        assert tuning.read_table(path) == {"a": [numbered(1)]}
+    tuning.write_table(path, "sm_90", {"b": [numbered(1)]}, {"device": "B"})
+    assert json.loads(path.read_text())["measured"] == {"device": "B"}
+
+
+def test_a_number_of_programs_need_not_be_a_power_of_two(user_folder):
+    programs = entry({"PROGRAMS": 528, "num_warps": 4, "num_stages": 1})
+    tuning.write_table(user_folder / "sm_90.json", "sm_90", {"a": [programs]})
+    assert tuning.read_table(user_folder / "sm_90.json") == {"a": [programs]}
+
+
 def test_writing_a_fault_leaves_the_table_as_it_was(user_folder):
     path = user_folder / "sm_90.json"
     tuning.write_table(path, "sm_90", {"a": [numbered(1)]})
@@ -134,6 +150,7 @@ def test_writing_a_fault_leaves_the_table_as_it_was(user_folder):
         ('{"format": 2}', "no table of format 1"),
         ('{"format": 1, "chip": "sm_80", "ops": {}}', "for the chip 'sm_80'"),
         ('{"format": 1, "chip": "sm_90", "ops": []}', '"ops" is no object'),
+        ('{"format": 1, "chip": "sm_90", "measured": {"device": 1}, "ops": {}}', '"measured" is no object of strings'),
         ('{"format": 1, "chip": "sm_90", "ops": {"a": {}}}', "a is no list of entries"),
         ('{"format": 1, "chip": "sm_90", "ops": {"a": [{"config": {}}]}}', "entry 1 of a: an entry has exactly"),
     ],
