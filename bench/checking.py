@@ -15,8 +15,9 @@ from typing import Any
 from bench.processes import Command, run, stopping
 
 TOOLS = ("memcheck", "racecheck")
+FAMILIES = ("attention", "decode", "layer_norm", "swiglu", "cross_entropy")  # of kernels, as the tuner has them
 PYTEST_SHARE = 0.6  # of the stage's time, at most; the sanitizer has what is left
-SECONDS_A_TEST = 120
+SECONDS_A_TEST = 300
 # Substrings of kernels that are not ours: PyTorch's (the names are mangled) and those of the matrix libraries. What is
 # not named here is watched: a filter of our own names would, if it matched nothing, report nothing and look clean.
 NOT_OURS = ("_ZN2at", "nvjet", "cutlass", "cublas", "gemm", "gemv", "splitK")
@@ -113,42 +114,52 @@ def find_sanitizer() -> str | None:
 
 
 def run_sanitizer(sanitizer: str, out: Path, until: float, cache: dict[str, str]) -> dict[str, str]:
-    """Compiles without it first, in as many processes as there are cores; then both tools at once."""
+    """Compiles without it first, in as many processes as there are cores; then both tools at once, a process a family of
+    kernels: one that the sanitizer itself brings down takes no other family with it."""
     # every tensor its own allocation, with its own bounds
     environment = {**cache, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     begun, n = time.time(), os.cpu_count() or 1
-    shares = [Command(exercise_command(f"{i}/{n}"), out / "exercise.log", environment) for i in range(1, n + 1)]
+    parts = [exercise_command("--share", f"{i}/{n}") for i in range(1, n + 1)]
+    shares = [Command(part, out / "exercise.log", environment) for part in parts]
     codes = [code for code, _ in run(shares, until)]
     cut, wrong = codes.count(None), sum(code not in (None, 0) for code in codes)
     found = {"compiled": f"by {n} processes in {time.time() - begun:.0f} s"}
     found["compiled"] += f", {cut} cut by the clock" * bool(cut) + f", {wrong} ended with an error" * bool(wrong)
-    commands = [Command(sanitizer_command(sanitizer, tool), out / f"{tool}.log", environment) for tool in TOOLS]
-    for tool, (code, text) in zip(TOOLS, run(commands, until), strict=True):
-        found[tool] = sanitizer_result(text, code)
-    # one that could not begin beside the other, or knows not the options, is tried again, alone and without them
-    waiting = [tool for tool in TOOLS if found[tool].startswith(DID_NOT_RUN)]
-    for number, tool in enumerate(waiting):
+    each = [(tool, family) for tool in TOOLS for family in FAMILIES]
+    logs = {(tool, family): out / f"{tool}_{family}.log" for tool, family in each}
+    commands = [Command(sanitizer_command(sanitizer, *key), logs[key], environment) for key in each]
+    said = {key: sanitizer_result(text, code) for key, (code, text) in zip(each, run(commands, until), strict=True)}
+    # one that could not begin beside the others, or knows not the options, is tried again, alone and without them
+    waiting = [key for key in each if said[key].startswith(DID_NOT_RUN)]
+    for number, key in enumerate(waiting):
         if not stopping() and time.time() < until:
             end = time.time() + (until - time.time()) / (len(waiting) - number)
-            command = Command(sanitizer_command(sanitizer, tool, plain=True), out / f"{tool}.log", environment)
+            command = Command(sanitizer_command(sanitizer, *key, plain=True), logs[key], environment)
             ((code, text),) = run([command], end)
-            found[tool] = f"{sanitizer_result(text, code)}; the libraries' kernels were watched too"
-    return found
+            said[key] = f"{sanitizer_result(text, code)}; the libraries' kernels were watched too"
+    return found | {tool: together({family: said[tool, family] for family in FAMILIES}) for tool in TOOLS}
 
 
-def exercise_command(share: str | None = None) -> list[str]:
-    command = [sys.executable, "-m", "bench.worker", "exercise", "--device", "cuda"]
-    return command + (["--share", share] if share else [])
+def together(said: dict[str, str]) -> str:
+    """What the families' processes said, as one line: "ok" where all did, else who did not first."""
+    right = {family: words for family, words in said.items() if words.startswith("ok")}
+    calls = sum(int(re.search(r"(\d+) of \d+ calls", words).group(1)) for words in right.values())
+    bad = "; ".join(f"{family} {words}" for family, words in said.items() if family not in right)
+    return (f"{bad}; else " * bool(bad)) + f"ok: {', '.join(right) or 'none'}, {calls} calls without a fault"
 
 
-def sanitizer_command(sanitizer: str, tool: str, plain: bool = False) -> list[str]:
+def exercise_command(*chosen: str) -> list[str]:
+    return [sys.executable, "-m", "bench.worker", "exercise", "--device", "cuda", *chosen]
+
+
+def sanitizer_command(sanitizer: str, tool: str, family: str, plain: bool = False) -> list[str]:
     command = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
     if not plain:
         # without the errors of API calls, which libraries make on purpose to ask what there is; ours raise
         command += ["--report-api-errors", "no", "--target-processes", "application-only"]
         for name in NOT_OURS:
             command += ["--kernel-name-exclude", f"kernel_substring={name}"]
-    return command + exercise_command()
+    return command + exercise_command("--family", family)
 
 
 def sanitizer_result(text: str, code: int | None) -> str:

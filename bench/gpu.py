@@ -58,10 +58,11 @@ console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isat
 
 
 def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | None) -> None:
-    """A stage's worker; started again after a crash, which the rows then name. What earlier runs compiled is not there;
-    what an entry compiled serves those after it."""
+    """A stage's worker; started again after a crash, which the rows then name. Training steps, whose compiling is
+    measured, begin with nothing compiled by earlier runs; what an entry compiled serves those after it."""
     compiled = out / "compiled"
-    shutil.rmtree(compiled, ignore_errors=True)
+    if stage == "train":
+        shutil.rmtree(compiled, ignore_errors=True)
     environment = {"MINILM_DATA": str(out / "data")} | _caches(compiled)
     for _ in range(RESTARTS):
         command = [sys.executable, "-m", "bench.worker", stage, "--rows", str(out / "rows.jsonl")]
@@ -73,7 +74,6 @@ def run_stage(stage: str, out: Path, device: str, until: float, nanogpt: Path | 
         if time.time() > until:
             break
         console.print(f"{stage}: the worker ended with {code}, see {stage}.log; it goes on with what is next")
-    shutil.rmtree(compiled, ignore_errors=True)
 
 
 def _caches(folder: Path) -> dict[str, str]:

@@ -233,10 +233,11 @@ def tune(rows: Rows, device: torch.device, until: float, **_: Any) -> None:
         rows.write("tune", "none", [{"status": str(error)}])
 
 
-def exercise(device: torch.device, share: str | None = None, **_: Any) -> None:
+def exercise(device: torch.device, share: str | None = None, family: str | None = None, **_: Any) -> None:
     """Every kernel on small, ragged shapes in 16 and 32 bits: what the sanitizer watches, and makes slow.
 
-    share: "i/n", the i-th of n parts of the calls. A line is printed for each call once it has ended.
+    share: "i/n", the i-th of n parts of the calls. family: those of one family. A line is printed for each call once it
+    has ended.
     """
     from kernels import fused
     from kernels.tune import TF32, problems
@@ -244,9 +245,9 @@ def exercise(device: torch.device, share: str | None = None, **_: Any) -> None:
     done: dict[Any, set[Any]] = {}
     chosen = []
     for problem in problems():
-        if problem.dtypes != TF32:
-            family = problem.op if problem.op == "layer_norm_weight_grads" else problem.op.split("_")[0]
-            before = done.setdefault((family, problem.dtypes), set())
+        if problem.dtypes != TF32 and family in (None, problem.family):
+            kernel = problem.op if problem.op == "layer_norm_weight_grads" else problem.op.split("_")[0]
+            before = done.setdefault((kernel, problem.dtypes), set())
             for call in problem.checks:
                 if call not in before and len(before) < EXERCISES:
                     before.add(call)
@@ -301,6 +302,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="a pass of a case; on a GPU a quarter")
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--share", help="of exercise alone: i/n, the i-th of n parts")
+    parser.add_argument("--family", help="of exercise alone: attention, decode, layer_norm, swiglu or cross_entropy")
     options = vars(parser.parse_args())
     if (share := options["share"]) and (options["stage"] != "exercise" or not re.fullmatch(r"\d+/\d+", share)):
         parser.error(f"--share is {share!r}; it is i/n, and of the stage exercise alone")

@@ -10,14 +10,16 @@ hidden and its share of that of weight, summed in float32. Gradients are thus re
 backward only scales them, by the incoming gradient over the number of rows that count. That scale is kept out of
 dlogits, which in float16 would lose everything below 6e-8 · N.
 
-Rows of the logits lie a multiple of 64 elements apart whatever V is, so that matrix products and kernel move 128
-bits at a time for V = 50257 too. Nothing is asked of the device: no value ever comes back to the host.
+Rows of the logits lie a multiple of 64 elements apart whatever V is, so that the kernel moves 128 bits at a time for
+V = 50257 too; the matrix libraries ask more for their best, that V itself be a multiple of 8, and get a weight that is
+padded by rows of zeros. Nothing is asked of the device: no value ever comes back to the host.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
@@ -127,14 +129,19 @@ def _launch_forward(
     padded = cdiv(V, 64) * 64
     buffer = hidden.new_empty((chunk, padded), dtype=dtype)
     config = tuning.lookup("cross_entropy", hidden.device, dtype, width=padded, length=N)
-    if N == 0:
-        dweight.zero_()
+    total = dweight
     with tuning.device_guard(hidden):
         weight = weight.to(dtype)
+        columns = V
+        if V % 8 and N:
+            columns, weight = padded, pad(weight, (0, 0, 0, padded - V))
+            total = dweight.new_empty((padded, weight.shape[1]) if weight_grad else 0)
+        if N == 0:
+            dweight.zero_()
         for start in range(0, N, chunk):
             h = hidden[start : start + chunk].to(dtype)
             t = targets[start : start + chunk]
-            logits = torch.mm(h, weight.t(), out=buffer[: len(h), :V])
+            logits = torch.mm(h, weight.t(), out=buffer[: len(h), :columns])
             _loss_and_dlogits[(len(h),)](
                 buffer, t, losses[start : start + chunk], t.stride(0), ignore_index,
                 V=V, PADDED=padded, GRADIENT=hidden_grad or weight_grad, **config,
@@ -142,9 +149,9 @@ def _launch_forward(
             if hidden_grad:
                 torch.mm(logits, weight, out=dhidden[start : start + chunk])
             if weight_grad:
-                _add_product(dweight, logits.t(), h, first=start == 0)
+                _add_product(total, logits.t(), h, first=start == 0)
         n_valid = (targets != ignore_index).sum().clamp(min=1)
-        return losses.sum() / n_valid, n_valid, dhidden, dweight
+        return losses.sum() / n_valid, n_valid, dhidden, total[:V]
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:

@@ -157,7 +157,7 @@ def test_a_run_of_tests_that_ends_by_itself_says_so_and_one_that_ran_none_says_w
 def test_the_workers_are_as_many_as_cores_and_only_what_is_installed_is_asked_for():
     command = checking.pytest_command("cuda", lambda module: True)
     assert command[command.index("-n") + 1] == str(os.cpu_count())
-    assert command[command.index("--timeout") + 1] == "120" and "-v" in command and "tests/kernels" in command
+    assert command[command.index("--timeout") + 1] == "300" and "-v" in command and "tests/kernels" in command
     plain = checking.pytest_command("cuda", lambda module: False)
     assert "-n" not in plain and "--timeout" not in plain and "--timeout-method" not in plain
     assert "--timeout-method" not in checking.pytest_command("cuda", lambda module: module == "pytest_timeout")
@@ -266,23 +266,32 @@ def test_both_tools_run_at_once_over_what_was_compiled_before_and_what_could_not
     tool.write_text(FAKE.format(python=PYTHON, trouble=trouble))
     tool.chmod(0o755)
     cache.mkdir()
-    assert checking.exercise_command("1/2") == [*checking.exercise_command(), "--share", "1/2"]
+    assert checking.exercise_command("--share", "1/2")[-4:] == ["--device", "cuda", "--share", "1/2"]
     code = "import os, sys; from pathlib import Path; Path(os.environ['TRITON_CACHE_DIR'], sys.argv[-1][:1]).touch()"
-    monkeypatch.setattr(checking, "exercise_command", lambda share="0/0": [PYTHON, "-c", code, share])
+    monkeypatch.setattr(checking, "exercise_command", lambda *chosen: [PYTHON, "-c", code, *chosen])
+    monkeypatch.setattr(checking, "FAMILIES", ("swiglu", "decode"))
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     found = checking.run_sanitizer(str(tool), tmp_path, time.time() + 20, {"TRITON_CACHE_DIR": str(cache)})
     assert sorted(path.name for path in cache.iterdir()) == ["1", "2"]  # each part in a process of its own
     assert re.fullmatch(r"by 2 processes in \d+ s", found["compiled"])
-    assert found["memcheck"].startswith("ok: ERROR SUMMARY: 0 errors, 1 of 1 calls")
-    assert found["racecheck"].startswith("ok: RACECHECK SUMMARY: 0 hazards displayed, 1 of 1 calls")
-    again = {"": [], "port": ["racecheck"], "option": ["memcheck", "racecheck"]}[trouble]
-    assert [name for name in checking.TOOLS if "the libraries' kernels were watched too" in found[name]] == again
+    for tool_name in checking.TOOLS:
+        assert found[tool_name] == "ok: swiglu, decode, 2 calls without a fault"
     asked = (tmp_path / "arguments").read_text().splitlines()
-    assert len(asked) == 2 + len(again)
-    for line in asked[:2]:
+    assert len(asked) == 4 + {"": 0, "port": 1, "option": 4}[trouble]
+    for line in asked[:4]:
         assert "--kernel-name-exclude kernel_substring=_ZN2at " in line and "--error-exitcode 9" in line
-    for line in asked[2:]:
+    for line in asked[4:]:
         assert "--kernel-name-exclude" not in line
+    assert sorted(line.split()[-1] for line in asked[:4]) == ["decode", "decode", "swiglu", "swiglu"]
+
+
+def test_a_family_that_is_not_clean_comes_first_and_hides_no_other():
+    fine = "ok: ERROR SUMMARY: 0 errors, 4 of 4 calls"
+    said = {"swiglu": fine, "decode": "FAULTS: 1 seen, 2 of 4 calls, exit code 9"}
+    assert checking.together(said) == (
+        "decode FAULTS: 1 seen, 2 of 4 calls, exit code 9; else ok: swiglu, 4 calls without a fault"
+    )
+    assert checking.together({"decode": "cut"}) == "decode cut; else ok: none, 0 calls without a fault"
 
 
 def test_the_parts_of_the_exercise_are_all_of_it_once(monkeypatch, capsys):
