@@ -114,8 +114,8 @@ def find_sanitizer() -> str | None:
 
 
 def run_sanitizer(sanitizer: str, out: Path, until: float, cache: dict[str, str]) -> dict[str, str]:
-    """Compiles without it first, in as many processes as there are cores; then both tools at once, a process a family of
-    kernels: one that the sanitizer itself brings down takes no other family with it."""
+    """Compiles without it first, in as many processes as there are cores; then both tools at once, a process a family:
+    one that the sanitizer itself brings down takes no other with it."""
     # every tensor its own allocation, with its own bounds
     environment = {**cache, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     begun, n = time.time(), os.cpu_count() or 1
