@@ -5,8 +5,9 @@
 Three questions, a row each as soon as it is answered, in OUT/agree.jsonl:
 
 resumed     is a training that was ended half-way and resumed the same, to the last bit, as one that went through?
-            weights, moments, generators and journal; for eager steps, torch.compile and CUDA graphs. The latter two
-            with train.deterministic: without, what torch.compile makes of an embedding's gradient adds in any order
+            weights, moments, generators and journal; for eager steps, torch.compile and CUDA graphs. PyTorch's own
+            gradient of an embedding adds in any order on a GPU, and what torch.compile makes of it everywhere;
+            train.deterministic, with which such trainings are asked here, has it add in one order
 losses      how far do the losses of these ways lie apart at any step? at most by the margin of bench.coincide
 gradients   by the kernels, eager and through torch.compile without a break in the graph, judged by the error rule of
             the kernels' tests, in the norm of each parameter: at most twice the error of plain PyTorch in the same
@@ -45,7 +46,7 @@ from minilm.errors import UserError
 from minilm.model import GPT
 from minilm.presets import CAPSTONE
 from minilm.studies.ablation import MARGIN
-from minilm.training import checkpoint, compiling, journal
+from minilm.training import checkpoint, journal
 from minilm.training.loop import train
 
 TOKENS_DECODED = 32  # whose logits are judged
@@ -143,10 +144,13 @@ def resumed(row: Row, setting: Setting, way: str) -> None:
 def _train(
     setting: Setting, way: str, out: Path, steps_: int | None = None, resume: bool = False, free: bool = False
 ) -> None:
-    """free: compiled without train.deterministic."""
+    """free: without train.deterministic, on a GPU and compiled."""
     torch._dynamo.reset()
-    own, deterministic = setting.config.train, way != compiling.OFF and not free
-    changed = dataclasses.replace(own, compile=way, steps=steps_ or own.steps, deterministic=deterministic)
+    own = setting.config.train
+    deterministic = not free and (setting.device.type == "cuda" or way in ("on", "graphs"))
+    compile, captured = steps.SETTINGS[way]
+    changed = dataclasses.replace(own, compile=compile, graphs=captured, steps=steps_ or own.steps)
+    changed = dataclasses.replace(changed, deterministic=deterministic)
     config = dataclasses.replace(setting.config, train=changed)
     try:
         if train(config, out, resume, Console(file=io.StringIO())).signal is not None:
@@ -294,7 +298,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=40, help="of a training that is resumed half-way")
     parser.add_argument("--kernels", choices=("reference", "torch", "triton"), help="triton on a GPU, else torch")
-    parser.add_argument("--ways", help="of train.compile, separated by commas: off,on,graphs on a GPU, else off,on")
+    parser.add_argument(
+        "--ways", help="of train.compile, separated by commas: off,captured,on,graphs on a GPU, else off,on"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, required=True)
     a = parser.parse_args(arguments)
@@ -303,7 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         device = hardware.resolve_device(a.device)
         on_gpu = device.type == "cuda"
-        ways = (a.ways or ("off,on,graphs" if on_gpu else "off,on")).split(",")
+        ways = (a.ways or (",".join(steps.MODES) if on_gpu else "off,on")).split(",")
         if not set(ways) <= set(steps.MODES):
             parser.error(f"--ways is {a.ways}; there are {', '.join(steps.MODES)}")
         a.out.mkdir(parents=True, exist_ok=True)

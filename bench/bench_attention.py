@@ -1,4 +1,4 @@
-"""Causal attention of packed projections: the project's backends against PyTorch's and other people's."""
+"""Causal attention, packed and of q, k, v apart: the project's backends against PyTorch's and other people's."""
 
 from bench.cases import attention_cases
 from bench.conftest import DEVICE, contests

@@ -119,6 +119,39 @@ class Attention(Case):
         (qkv,) = inputs
         return (function(qkv, qkv.shape[-1] // (3 * self.D)),)
 
+    @property
+    def kept_by_reference(self) -> int:
+        """Bytes of attention weights that the reference keeps for its backward pass: of each the softmax, in float32 at
+        least, and beside it the same in the dtype of the case where that is another."""
+        widest = torch.promote_types(self.torch_dtype, torch.float32)
+        each = widest.itemsize + (self.itemsize if widest != self.torch_dtype else 0)
+        return self.B * self.H * self.T**2 * each
+
+
+@dataclass(frozen=True)
+class AttentionApart(Attention):
+    """Causal, q, k, v (B, H, T, D) apart, each lying in memory as (B, T, H, D), as published figures have it."""
+
+    op: ClassVar[str] = "causal_attention"
+
+    def inputs(self, device: torch.device) -> list[Tensor]:
+        return [self._lying_by_time(device, seed).requires_grad_() for seed in range(3)]
+
+    def upstream(self, outputs: Sequence[Tensor]) -> list[Tensor]:
+        """It lies in memory as what arrives from an output projection does."""
+        return [self._lying_by_time(y.device, seed=9) for y in outputs]
+
+    def judged(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        if self.B * self.H * self.T**2 <= JUDGED_WEIGHTS:
+            return list(tensors)
+        return [x[-1:, -1:] for x in tensors]
+
+    def call(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return _as_tuple(function(*inputs))
+
+    def _lying_by_time(self, device: torch.device, seed: int) -> Tensor:
+        return self._normal(device, self.B, self.T, self.H, self.D, seed=seed).detach().transpose(1, 2)
+
 
 @dataclass(frozen=True)
 class LayerNorm(Case):
@@ -245,13 +278,14 @@ class Decode(Case):
 
 
 def attention_cases(device: torch.device) -> list[Case]:
-    """The capstone's heads, then the published shapes: 16k tokens and 2048 channels a batch (Shah et al. 2024)."""
+    """The capstone's heads as a model has them, packed; then published shapes, 16k tokens and 2048 channels a batch
+    (Shah et al. 2024), with q, k, v apart."""
     if device.type != "cuda":
         return [Attention("float32", 4, 4, T, 32) for T in (64, 256)]
     capstone = [Attention("bfloat16", 64, 8, T, 64) for T in (256, 512, 1024, 128)]
     published = [
-        Attention("bfloat16", 16_384 // T, 2048 // D, T, D)
-        for T in (2048, 512, 8192, 1024, 4096, 16_384)
+        AttentionApart("bfloat16", 16_384 // T, 2048 // D, T, D)
+        for T in (1024, 4096, 512, 2048, 16_384, 8192)
         for D in (64, 128)
     ]
     return capstone + published

@@ -114,7 +114,8 @@ def _heading(one: tuple, shapes: Sequence[dict[str, int]], family: Family) -> st
         constant = f", batch {min(batches)}"
     elif family.name == "attention" and len(tokens) == 1:
         constant = f", {min(tokens):,} tokens"
-    return f"{heads} heads of width {width}{constant}, {dtype}"
+    apart = "q, k, v apart, " if op == "causal_attention" else ""
+    return f"{apart}{heads} heads of width {width}{constant}, {dtype}"
 
 
 def _sizes(panels: Sequence[Panel]) -> str:

@@ -53,7 +53,7 @@ def arms_of(
     """Naive training first, then the arms named in `only`, or all. assignments: section.key=value, of every arm.
 
     Raises UserError for a name that no arm has, and for an assignment of what the arms differ in."""
-    naive = {"kernels": "reference", "dtype": dtype, "compile": "off", "device": str(device)}
+    naive = {"kernels": "reference", "graphs": "off", "dtype": dtype, "compile": "off", "device": str(device)}
     ours = {"checkpoint_activations", *naive}
     for assignment in assignments:
         section, key, _ = parse_assignment(assignment)
@@ -69,7 +69,7 @@ def arms_of(
         **({"triton kernels": {"kernels": "triton"}} if best == "triton" else {}),
         **({"bfloat16": {"dtype": "bfloat16"}} if dtype != "bfloat16" else {}),
         "compiled": {"compile": "on"},
-        **({"graphs": {"compile": "graphs"}} if device.type == "cuda" and base.train.grad_accumulation == 1 else {}),
+        **({"graphs": {"graphs": "on"}} if device.type == "cuda" else {}),
         "activations again": {"checkpoint_activations": True},
     }
     together = {"kernels": best, "dtype": "bfloat16", "compile": "on", "checkpoint_activations": True}

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import timing
 from bench.cases import Case
 from bench.peers import Provider, Unsupported
-from kernels.error_rule import judge
+from kernels.error_rule import Judge
 
 OK, WRONG, ABSENT, MEMORY, FAILED = "ok", "wrong", "absent", "out of memory", "failed"
 JUDGE, TURNS = "the reference", "all in turns"  # who is at work where it is no single provider
@@ -185,18 +185,23 @@ class Right:
     def __init__(self, case: Case, inputs: Sequence[Tensor], upstream: Sequence[Tensor]):
         self.case, self.outputs = case, len(upstream)
         self.exact = _right(case.reference, case, inputs, upstream, torch.float64)
-        self.plains = [_right(case.reference, case, inputs, upstream, case.torch_dtype)]
+        plain = partial(_right, case.reference, case, inputs, upstream, case.torch_dtype)
+        orders = 1 if inputs[0].is_cuda else None  # the cases of a GPU are long, and in 16 bits the orders are as good
+        self.judges = [Judge(plain, self.exact, orders)]
         if own := _right(case.pytorch, case, inputs, upstream, case.torch_dtype):
-            self.plains.append(own)
+            self.judges.insert(0, Judge(lambda: own, self.exact))  # first, for it costs nothing more
 
     def fault(self, results: Sequence[Tensor]) -> str:
         """What is wrong with outputs and gradients; "" if nothing is."""
         got = self.case.judged(results)
-        for index, (result, right, *plain) in enumerate(zip(got, self.exact, *self.plains, strict=True)):
-            if all(faults := [judge(result, p, right).fault for p in plain]):
-                name = f"output {index}" if index < self.outputs else f"gradient {index - self.outputs}"
-                return f"{name}: {faults[-1]}"
-        return ""
+        faults: dict[int, str] = {}  # of a tensor that no judge passes
+        for number, judge in enumerate(self.judges):
+            found = {index: j.fault for index, j in enumerate(judge(got)) if j.fault}
+            faults = {index: fault for index, fault in found.items() if number == 0 or index in faults}
+            if not faults:
+                return ""
+        index, fault = next(iter(faults.items()))
+        return f"{f'output {index}' if index < self.outputs else f'gradient {index - self.outputs}'}: {fault}"
 
 
 def _right(

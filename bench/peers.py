@@ -18,11 +18,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
-from bench.cases import Case
+from bench.cases import Attention, Case
 from kernels import reference
 from kernels.reference import unpack_heads
 
 OURS = ("reference", "torch", "triton")  # a wrong one is a fault of the project, a wrong peer is a finding
+LONGEST_PLAIN = 1024  # sequence that the reference's attention is timed at: beyond, a call takes most of a case's time
+COMPILES = "it compiles each one anew, which takes longest"
+WRITES_WEIGHTS = "it writes every weight to memory, which takes longest"
 
 
 class Unsupported(Exception):
@@ -32,13 +35,14 @@ class Unsupported(Exception):
 @dataclass(frozen=True)
 class Provider:
     """package: the distribution whose version is told. make: from a case to a function of its inputs. first: in so many
-    cases of an operation it takes part, None for all: who compiles each case anew takes longer there than all others.
+    cases of an operation it takes part, None for all. why: it takes part in no more.
     """
 
     name: str
     package: str
     make: Callable[[Case], Callable[..., Any]]
     first: int | None = None
+    why: str = COMPILES
 
     @property
     def version(self) -> str:
@@ -60,6 +64,9 @@ def providers(op: str, device: torch.device) -> list[Provider]:
 
 def _own(name: str, op: str) -> Callable[[Case], Callable[..., Any]]:
     def make(case: Case) -> Callable[..., Any]:
+        if name == "reference" and isinstance(case, Attention) and case.T > LONGEST_PLAIN:
+            held = case.kept_by_reference / 2**30
+            raise Unsupported(f"would hold {held:,.3g} GiB of attention weights; timed up to T = {LONGEST_PLAIN}")
         try:
             return getattr(kernels.select(name, "cuda" if torch.cuda.is_available() else "cpu"), op)
         except kernels.BackendUnavailable as error:
@@ -80,10 +87,13 @@ def _imported(module: str, name: str) -> Any:
         raise Unsupported(f"not installed ({error})") from None
 
 
-# --- attention: from q, k, v as views of the packed projection, back to (B, T, H·D) -----------------------------------
+# --- attention: of q, k, v (B, H, T, D) apart, or as views of the packed projection and back to (B, T, H·D) -----------
 
 
-def _heads(attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[[Tensor, int], Tensor]:
+def _attention(case: Case, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """`attend`, of q, k, v (B, H, T, D), for the inputs of the case."""
+    if case.op == "causal_attention":
+        return attend
     return lambda qkv, n_heads: attend(*unpack_heads(qkv, n_heads)).transpose(1, 2).flatten(2)
 
 
@@ -92,37 +102,40 @@ def _pinned(backend: SDPBackend) -> Callable[[Case], Callable[..., Any]]:
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    return lambda case: _heads(attend)
+    return lambda case: _attention(case, attend)
 
 
 def _flex(case: Case) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     mask = create_block_mask(lambda b, h, q, k: q >= k, None, None, case.T, case.T, device="cuda")
-    return _heads(torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
+    return _attention(case, torch.compile(lambda q, k, v: flex_attention(q, k, v, block_mask=mask), dynamic=False))
 
 
-def _flash_attn_packed(module: str, **options: Any) -> Callable[[Case], Callable[..., Any]]:
-    """FlashAttention 2 and 3 take the projection as it is, and write its gradient without a copy."""
+def _flash_attn(module: str, packed: bool = True, **options: Any) -> Callable[[Case], Callable[..., Any]]:
+    """FlashAttention, which takes (B, T, H, D). packed: it has a function that takes the projection as it is, and
+    writes its gradient without a copy."""
 
     def make(case: Case) -> Callable[..., Any]:
-        function = _imported(module, "flash_attn_qkvpacked_func")
-        return lambda qkv, n_heads: function(qkv.unflatten(-1, (3, n_heads, -1)), causal=True, **options).flatten(2)
+        if packed and case.op == "causal_attention_packed":
+            whole = _imported(module, "flash_attn_qkvpacked_func")
+            return lambda qkv, n_heads: _first(
+                whole(qkv.unflatten(-1, (3, n_heads, -1)), causal=True, **options)
+            ).flatten(2)
+        function = _imported(module, "flash_attn_func")
+
+        def attend(*heads: Tensor) -> Tensor:
+            q, k, v = (x.transpose(1, 2) for x in heads)
+            return _first(function(q, k, v, causal=True, **options)).transpose(1, 2)
+
+        return _attention(case, attend)
 
     return make
 
 
-def _flash_attn_4(**options: Any) -> Callable[[Case], Callable[..., Any]]:
-    def make(case: Case) -> Callable[..., Any]:
-        function = _imported("flash_attn.cute", "flash_attn_func")
-
-        def attend(qkv: Tensor, n_heads: int) -> Tensor:
-            q, k, v = qkv.unflatten(-1, (3, n_heads, -1)).unbind(2)  # (B, T, H, D), as it wants them
-            return function(q, k, v, causal=True, **options)[0].flatten(2)
-
-        return attend
-
-    return make
+def _first(outputs: Tensor | tuple[Any, ...]) -> Tensor:
+    """Some versions return the statistics of the softmax beside the output."""
+    return outputs[0] if isinstance(outputs, tuple) else outputs
 
 
 # --- decode: every sequence of a case is as long as the cache, so that attention without a mask is right --------------
@@ -190,21 +203,23 @@ def _quack_cross_entropy(case: Case) -> Callable[..., Any]:
     return lambda hidden, weight, targets: loss(hidden, weight, targets, tuned=False)  # tuning takes minutes
 
 
+ATTENTION = [
+    Provider("sdpa-flash", "torch", _pinned(SDPBackend.FLASH_ATTENTION)),
+    Provider("sdpa-cudnn", "torch", _pinned(SDPBackend.CUDNN_ATTENTION)),
+    Provider("sdpa-efficient", "torch", _pinned(SDPBackend.EFFICIENT_ATTENTION)),
+    Provider("sdpa-math", "torch", _pinned(SDPBackend.MATH), first=1, why=WRITES_WEIGHTS),
+    Provider("flex", "torch", _flex, first=3),
+    Provider("flash-attn", "flash-attn", _flash_attn("flash_attn")),
+    Provider("flash-attn-3", "flash-attn-3", _flash_attn("flash_attn_interface")),
+    Provider("flash-attn-3 deterministic", "flash-attn-3", _flash_attn("flash_attn_interface", deterministic=True)),
+    Provider("flash-attn-4", "flash-attn-4", _flash_attn("flash_attn.cute", packed=False)),
+    Provider(
+        "flash-attn-4 deterministic", "flash-attn-4", _flash_attn("flash_attn.cute", packed=False, deterministic=True)
+    ),
+]
 PEERS = {
-    "causal_attention_packed": [
-        Provider("sdpa-flash", "torch", _pinned(SDPBackend.FLASH_ATTENTION)),
-        Provider("sdpa-cudnn", "torch", _pinned(SDPBackend.CUDNN_ATTENTION)),
-        Provider("sdpa-efficient", "torch", _pinned(SDPBackend.EFFICIENT_ATTENTION)),
-        Provider("sdpa-math", "torch", _pinned(SDPBackend.MATH)),
-        Provider("flex", "torch", _flex, first=3),
-        Provider("flash-attn", "flash-attn", _flash_attn_packed("flash_attn")),
-        Provider("flash-attn-3", "flash-attn-3", _flash_attn_packed("flash_attn_interface")),
-        Provider(
-            "flash-attn-3 deterministic", "flash-attn-3", _flash_attn_packed("flash_attn_interface", deterministic=True)
-        ),
-        Provider("flash-attn-4", "flash-attn-4", _flash_attn_4()),
-        Provider("flash-attn-4 deterministic", "flash-attn-4", _flash_attn_4(deterministic=True)),
-    ],
+    "causal_attention_packed": ATTENTION,
+    "causal_attention": ATTENTION,
     "layer_norm": [Provider("liger", "liger-kernel", _liger_layer_norm)],
     "rms_norm": [
         Provider("liger", "liger-kernel", _liger_rms_norm),

@@ -20,7 +20,12 @@ from minilm.errors import UserError
 from minilm.studies.race import Race
 
 FORMAT = 1
-NAMES = {"causal_attention_packed": "attention", "linear_cross_entropy": "cross-entropy", "decode_attention": "decode"}
+NAMES = {
+    "causal_attention_packed": "attention",
+    "causal_attention": "attention (q, k, v apart)",
+    "linear_cross_entropy": "cross-entropy",
+    "decode_attention": "decode",
+}
 PACKAGES = {p.name: p.package for op in peers.PEERS.values() for p in op} | {"compiled": "torch"}
 STYLES = {  # colour of the sheet, dashes, marker: any two that meet in a figure differ in all three, or in two
     "triton": ("s2", "-", "o"),
@@ -97,7 +102,7 @@ class Family:
 
 
 FAMILIES = (
-    Family("attention", "Causal attention", ("causal_attention_packed",), "T", "sequence length T"),
+    Family("attention", "Causal attention", ("causal_attention_packed", "causal_attention"), "T", "sequence length T"),
     Family("norms", "Normalization", ("add_layer_norm", "layer_norm", "add_rms_norm", "rms_norm"), "width", "width"),
     Family("swiglu", "SwiGLU", ("swiglu",), "width", "width"),
     Family("cross_entropy", "Cross-entropy from hidden states", ("linear_cross_entropy",), "vocab", "vocabulary"),

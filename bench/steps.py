@@ -28,27 +28,28 @@ from bench.contest import MEMORY, OK, clear, status_of
 from minilm import hardware
 from minilm.config import RunConfig, build
 from minilm.model import GPT
-from minilm.training import compiling
+from minilm.training import compiling, graphs
 from minilm.training.distributed import Team
 from minilm.training.loop import Loop
 from minilm.training.optimizer import build_optimizers
 from minilm.training.prepare import Parts
 
 VOCABULARY = 96
-MODES = {"off": "eager", "on": "compiled", "graphs": "graphs"}
+MODES = {"off": "eager", "captured": "graphs", "on": "compiled", "graphs": "compiled graphs"}
+SETTINGS = {"off": ("off", "off"), "captured": ("off", "on"), "on": ("on", "off"), "graphs": ("on", "on")}
 BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the clock
 ALONE = "timed alone, not in turns"
 # On a GPU, where each compilation takes half a minute: what the others are held against, what tells most first.
 TELLING = (
-    "triton eager", "reference eager", "nanogpt compiled", "triton compiled", "triton graphs", "torch compiled",
-    "nanogpt eager", "torch eager",
+    "triton graphs", "reference eager", "nanogpt compiled", "triton compiled graphs", "triton eager", "torch graphs",
+    "nanogpt eager", "triton compiled", "reference graphs", "torch compiled graphs",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to train: a backend of minilm, or "nanogpt"; by train.compile off, on or graphs; in float32 where that is
-    not what would be used."""
+    """One way to train: a backend of minilm, or "nanogpt"; by one of MODES, which SETTINGS has as train.compile and
+    train.graphs; in float32 where that is not what would be used."""
 
     kernels: str
     compile: str
@@ -94,12 +95,12 @@ class StepRow:
 
 
 def entries(device: torch.device, nanogpt: Path | None = None) -> list[Entry]:
-    """On a GPU every backend, eager, compiled, and as CUDA graphs, those of TELLING first; on a CPU eager and compiled,
-    also in float32 like nanoGPT."""
+    """On a GPU every backend, eager and compiled, each also as a CUDA graph, those of TELLING first; on a CPU eager and
+    compiled, also in float32 like nanoGPT."""
     names = [name for name in kernels.available(device) if name != "triton" or device.type == "cuda"]
     names = [*reversed(names), *(["nanogpt"] if nanogpt else [])]
-    modes = ("off", "on", "graphs") if device.type == "cuda" else ("off", "on")
-    found = [Entry(name, mode) for name in names for mode in modes if not (name == "nanogpt" and mode == "graphs")]
+    modes = tuple(MODES) if device.type == "cuda" else ("off", "on")
+    found = [Entry(name, mode) for name in names for mode in modes if name != "nanogpt" or mode in ("off", "on")]
     if device.type == "cuda":
         return sorted(found, key=lambda entry: ([*TELLING, str(entry)]).index(str(entry)))
     return [*found, Entry("torch", "off", True), Entry("torch", "on", True)]
@@ -286,8 +287,9 @@ def prepare(
     with torch.device(device):
         model = GPT(config.model, kernels.select(entry.kernels, device), dtype)
     model.checkpoint_activations = config.train.checkpoint_activations
-    train = dataclasses.replace(config.train, compile=entry.compile)
-    compiling.check(train, device)
+    compile, captured = SETTINGS[entry.compile]
+    train = dataclasses.replace(config.train, compile=compile, graphs=captured)
+    compiling.check(train)
     loop = _loop(dataclasses.replace(config, train=train), model)
 
     def step() -> Any:
@@ -301,7 +303,8 @@ def prepare(
 def _loop(config: RunConfig, model: GPT) -> Loop:
     """The training loop without a run folder and without data: only its update is called."""
     tokens = config.train.batch_size * config.model.context_length
-    facts = {"tokens_per_step": tokens, "compile": config.train.compile}
+    captured, _ = graphs.decide(config.train, model.head.weight.device, model.dtype)
+    facts = {"tokens_per_step": tokens, "compile": config.train.compile, "graphs": captured}
     optimizers = build_optimizers(model, config.train)
     parts = Parts(config, None, None, model, optimizers, facts, None)
     loop = Loop(parts, None, Console(file=io.StringIO()), [], Team())

@@ -84,10 +84,8 @@ def _left_out(
     if len(others) >= DEATHS and provider.name not in peers.OURS:
         return contest.ABSENT, f"left out: the process ended in {' and '.join(others)}"
     if provider.first is not None and number >= provider.first:
-        return (
-            contest.ABSENT,
-            f"only in the first {provider.first} cases: it compiles each one anew, which takes longest",
-        )
+        some = "case" if provider.first == 1 else f"{provider.first} cases"
+        return contest.ABSENT, f"only in the first {some}: {provider.why}"
     return None
 
 
@@ -110,14 +108,13 @@ def train(rows: Rows, device: torch.device, until: float, seconds: float, nanogp
         weigh(rows, device, until)
         take_all(others, chosen)
         return
-    eager = [e for e in chosen if e.compile == "off"]
-    ours = [e for e in chosen if e.compile == "off" or (e.compile == "on" and e.kernels in ("triton", "nanogpt"))]
+    uncompiled = [e for e in chosen if e.compile == "captured" or str(e) == "nanogpt eager"]
     take_all([first], [e for e in chosen if str(e) in steps.TELLING])
     take_apart(rows, *first, device, until)
-    take_all(others[:1], ours)
-    take_all(others[1:], eager)
+    take_all(others[:1], [e for e in chosen if str(e) in steps.TELLING[:6]])
+    take_all(others[1:], uncompiled)
     try_contexts(rows, device, until)
-    take_all(others[1:], ours)
+    take_all(others[1:], [*uncompiled, *(e for e in chosen if str(e) in steps.TELLING[2:4])])
     take_all([first], chosen, 0)
 
 
@@ -158,9 +155,12 @@ def take(
 
 
 def take_apart(rows: Rows, preset: str, T: int, B: int, device: torch.device, until: float) -> None:
-    """Where the time of a step goes, by the kernels that are best here, eager and compiled, and by PyTorch's."""
-    best = "triton" if device.type == "cuda" else "torch"
-    chosen = {str(entry): entry for entry in map(steps.Entry, (best, best, "torch"), ("off", "on", "on"))}
+    """Where the time of a step goes, by the kernels that are best here, eager and compiled, and by PyTorch's. On a GPU
+    as CUDA graphs, which launch the same kernels."""
+    best, modes = "torch", ("off", "on", "on")
+    if device.type == "cuda":
+        best, modes = "triton", ("captured", "graphs", "graphs")
+    chosen = {str(entry): entry for entry in map(steps.Entry, (best, best, "torch"), modes)}
     rates = breakdown.rates(device, build(preset).model.d_model)
 
     def crashed(key: str) -> list[dict[str, Any]]:

@@ -3,12 +3,26 @@
 The judge is kernels.reference in float64. What is allowed is relative to what the dtype costs anyone on these very
 inputs, so one rule serves every dtype, width and length, and nobody widens it by hand (the rule of FlashAttention's
 own tests, Dao 2023).
+
+How much plain PyTorch errs also hangs on the order in which a library adds, which differs between machines and may
+happen to be a kind one. What counts is therefore the largest error over three orders of the same sums: as the library
+adds, one term after another from the first, and one after another from the last. The last two take long and are only
+computed where the first refuses: they can allow more, never less.
 """
 
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -23,8 +37,9 @@ class Judgement:
 def judge(fused: Tensor, plain: Tensor, ref64: Tensor) -> Judgement:
     """max |fused - ref64| <= 2 · max |plain - ref64| + floor, with floor = 2 · eps · max |ref64|, or 1e-6 if that is 0.
 
-    fused, plain: the same shape and dtype, whose eps counts; plain is the reference in that dtype. ref64: the same
-    shape in float64. A value that is not finite is at fault, unless ref64 is not finite at that very place.
+    The rule for one order of plain's sums; Judge is the whole of it. fused, plain: the same shape and dtype, whose eps
+    counts; plain is the reference in that dtype. ref64: the same shape in float64. A value that is not finite is at
+    fault, unless ref64 is not finite at that very place.
     """
     if ref64.dtype != torch.float64:
         raise ValueError(f"the reference is {ref64.dtype}, not float64")
@@ -46,3 +61,101 @@ def judge(fused: Tensor, plain: Tensor, ref64: Tensor) -> Judgement:
 
 def _largest(x: Tensor) -> float:
     return x.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().max().item()  # where plain overflowed: no allowance
+
+
+class Judge:
+    """The rule, for all who compute the same tensors, outputs and gradients; each tensor is judged by itself.
+
+    plain: computes them by the reference in the dtype of who is judged, the same whenever it is called. It is called
+    at once, and again in the other orders when a tensor first errs by more than is allowed. ref64: them in float64.
+    orders: fewer of ORDERS is a stricter rule, where sums are so long that the others would take minutes.
+    """
+
+    def __init__(self, plain: Callable[[], Sequence[Tensor]], ref64: Sequence[Tensor], orders: int | None = None):
+        self._plain, self._ref64, self._orders = plain, list(ref64), ORDERS[:orders]
+        self._found = [plain()]  # by order, as far as they were needed
+
+    def __call__(self, fused: Sequence[Tensor]) -> list[Judgement]:
+        """A judgement a tensor: by the order in which plain errs most there, of those that it took."""
+        by_order = []
+        for i, order in enumerate(self._orders):
+            if i == len(self._found):
+                with order:
+                    self._found.append(self._plain())
+            by_order.append([judge(*tensors) for tensors in zip(fused, self._found[i], self._ref64, strict=True)])
+            found = [max(judgements, key=lambda j: j.allowed) for judgements in zip(*by_order, strict=True)]
+            if not any(j.error > j.allowed for j in found):
+                break
+        return found
+
+
+# Sums inside an operator become aten.sum and aten.mm
+_COMPOSED = get_decompositions(
+    [
+        aten._softmax, aten._softmax_backward_data, aten._log_softmax, aten._log_softmax_backward_data,
+        aten.nll_loss_forward, aten.addmm,
+    ]
+)  # fmt: skip
+
+
+class _OneAfterAnother(TorchDispatchMode):
+    """Where it is in force, products of matrices, sums and means add term by term: those of kernels.reference, of its
+    gradients and of linear layers. Operators that are not named here add as ever.
+
+    Accumulators are float32 for inputs of 32 bits and fewer and the result is rounded to their dtype at the end, as
+    libraries and tensor cores do it. A product is rounded before it is added, so that every machine finds the same.
+    """
+
+    def __init__(self, backwards: bool):
+        super().__init__()
+        self.step = -1 if backwards else 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _COMPOSED:
+            with self:
+                return _COMPOSED[func](*args, **kwargs)
+        if func in (aten.mm.default, aten.bmm.default):
+            return self._product(*args)
+        if func in (aten.sum.default, aten.sum.dim_IntList) and args[0].is_floating_point():
+            return self._sum(*args, **kwargs)
+        if func == aten.mean.dim:
+            return self._mean(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _product(self, a: Tensor, b: Tensor) -> Tensor:
+        """a (..., M, K), b (..., K, N)."""
+        columns, rows = _wide(a)[..., None].unbind(-2), _wide(b)[..., None, :].unbind(-3)  # (..., M, 1), (..., 1, N)
+        total = _wide(a).new_zeros(*a.shape[:-1], b.shape[-1])
+        for column, row in zip(columns[:: self.step], rows[:: self.step], strict=True):
+            total += column * row
+        return total.to(a.dtype)
+
+    def _sum(
+        self, x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        dims = sorted(d % x.ndim for d in dim or range(x.ndim))
+        rest = [d for d in range(x.ndim) if d not in dims]
+        terms = _wide(x if dtype is None else x.to(dtype)).permute(dims + rest)
+        terms = terms.reshape(math.prod(terms.shape[: len(dims)]), *terms.shape[len(dims) :])
+        total = terms.new_zeros(terms.shape[1:])
+        for term in terms.unbind()[:: self.step]:
+            total += term
+        if keepdim:
+            total = total.view([1 if d in dims else n for d, n in enumerate(x.shape)])
+        return total.to(dtype or x.dtype)
+
+    def _mean(
+        self, x: Tensor, dim: Sequence[int], keepdim: bool = False, *, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        total = self._sum(_wide(x if dtype is None else x.to(dtype)), dim, keepdim)
+        return (total / math.prod(x.shape[d] for d in dim)).to(dtype or x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+ORDERS: tuple[AbstractContextManager[Any], ...] = (
+    contextlib.nullcontext(), _OneAfterAnother(False), _OneAfterAnother(True),
+)  # fmt: skip

@@ -139,7 +139,11 @@ def unpack_heads(qkv: Tensor, n_heads: int, n_kv_heads: int | None = None) -> tu
         raise ValueError(
             f"packed width {qkv.shape[-1]} is no multiple of {n_heads} query and 2 x {n_kv_heads} key-value heads"
         )
-    return split_heads(qkv, n_heads + 2 * n_kv_heads).split((n_heads, n_kv_heads, n_kv_heads), dim=1)
+    # The split comes before the swap of T and heads, for in the backward pass the gradients of the parts are then put
+    # together in the order of qkv. After it they would be put together as (B, H + 2·Hkv, T, D), and copied once more.
+    parts = qkv.unflatten(-1, (n_heads + 2 * n_kv_heads, -1)).split((n_heads, n_kv_heads, n_kv_heads), dim=2)
+    q, k, v = (x.transpose(1, 2) for x in parts)
+    return q, k, v
 
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:

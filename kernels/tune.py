@@ -47,7 +47,7 @@ from triton.runtime.errors import OutOfResources
 
 from kernels import fused, machine_code, reference
 from kernels.backend import interpreted
-from kernels.error_rule import judge
+from kernels.error_rule import Judge
 from kernels.fused import tuning
 
 NOISE = 1.02  # a configuration must be faster than the present one by this factor
@@ -518,8 +518,9 @@ def decide(
     outcome = screened.outcome
     problem = outcome.problem
     judges = [
-        (call, problem.run(reference, call, device), problem.run(reference, call, device, torch.float64))
+        (call, Judge(partial(problem.run, reference, call, device), exact))
         for call in problem.checks
+        for exact in [problem.run(reference, call, device, torch.float64)]
     ]
     finalists = [outcome.before]
     for config in screened.ranked:
@@ -548,18 +549,18 @@ def _check_time(until: float) -> None:
         raise OutOfTime
 
 
-def _fault(problem: Problem, device: torch.device, judges: Sequence[tuple[Call, list[Tensor], list[Tensor]]]) -> str:
+def _fault(problem: Problem, device: torch.device, judges: Sequence[tuple[Call, Judge]]) -> str:
     """Why the configuration in force cannot be used, or nothing."""
-    for call, plain, exact in judges:
+    for call, judge in judges:
         try:
             first, second = problem.run(fused, call, device), problem.run(fused, call, device)
         except OutOfResources as error:
             return f"does not fit: {error}"
-        for got, again, *judged in zip(first, second, plain, exact, strict=True):
-            if fault := judge(got, *judged).fault:
+        for fault in (judgement.fault for judgement in judge(first)):
+            if fault:
                 return f"wrong: {fault}"
-            if not torch.equal(got, again):
-                return "wrong: other bits at the second run"
+        if not all(map(torch.equal, first, second)):
+            return "wrong: other bits at the second run"
     return ""
 
 

@@ -46,6 +46,7 @@ def train(
     device: str | None = None,
     dtype: str | None = None,
     compile: str | None = None,
+    graphs: str | None = None,
     log: str | Iterable[str] | None = None,
     settings: Mapping[str, Any] | None = None,
     baselines: bool = True,
@@ -65,7 +66,7 @@ def train(
     by run.resume(). Outside the main thread signals are left alone. Raises UserError for whatever a person can mend;
     nothing of an earlier run is lost by that.
     """
-    given = _settings(settings, data, steps, seed, kernels, device, dtype, compile, log)
+    given = _settings(settings, data, steps, seed, kernels, device, dtype, compile, graphs, log)
     return _train(preset, given, out, init, False, baselines, report, quiet)
 
 
@@ -197,7 +198,7 @@ class Run:
         quiet: bool = False,
     ) -> Run:
         """Go on from the last checkpoint, up to `steps` in all, and return the run. Arguments and errors as train()."""
-        given = _settings(settings, None, steps, None, kernels, device, None, None, log)
+        given = _settings(settings, None, steps, None, kernels, device, None, None, None, log)
         return _train(None, given, self.path, None, True, baselines, report, quiet, self)
 
 
@@ -230,6 +231,7 @@ def _settings(
     device: str | None,
     dtype: str | None,
     compile: str | None,
+    graphs: str | None,
     log: str | Iterable[str] | None,
 ) -> dict[str, dict[str, Any]]:
     """{section: {key: value}} of what was given. Raises UserError for a name that is not section.key or given twice."""
@@ -241,6 +243,7 @@ def _settings(
         "train.device": device,
         "train.dtype": dtype,
         "train.compile": compile,
+        "train.graphs": graphs,
         "train.log": log if log is None or isinstance(log, str) else ",".join(log),
     }
     sections: dict[str, dict[str, Any]] = {}

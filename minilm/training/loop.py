@@ -20,7 +20,7 @@ from minilm import hardware
 from minilm.config import RunConfig, check_resume
 from minilm.errors import UserError
 from minilm.files import write_atomically
-from minilm.training import checkpoint, compiling, distributed, guards, journal, loggers
+from minilm.training import checkpoint, compiling, distributed, graphs, guards, journal, loggers
 from minilm.training.evaluate import evaluate, sample
 from minilm.training.guards import NonFiniteError, Spike, State
 from minilm.training.journal import RunFolder, read_config
@@ -107,6 +107,8 @@ class Loop:
         self.reduction = reduction_for(self.model, self.config.train, team, self.compiled)
         # float16 has too little range for gradients: they are scaled up, and the scale follows what overflows
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.dtype == torch.float16)
+        captured = self.facts.get("graphs", graphs.OFF) == graphs.ON
+        self.captured = graphs.CapturedUpdate(self.advance, self.optimizers, self.device) if captured else None
         self.state = State()
         self.kept = self.config.train.kept_steps()
         self.saved: int | None = None  # the step of last.pt, where it is sound
@@ -173,6 +175,8 @@ class Loop:
         try:
             for optimizer, saved_state in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved_state)
+            if self.captured is not None:
+                self.captured.forget()
             if state["scaler"] and self.scaler.is_enabled():
                 self.scaler.load_state_dict(state["scaler"])
             lost = checkpoint.restore_generators(state["generators"])
@@ -227,10 +231,9 @@ class Loop:
         self.console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
     def compiled(self, module: torch.nn.Module) -> Callable:
-        how, asked = self.facts["compile"], self.config.train.compile != "auto"
-        if how == compiling.OFF:
+        if self.facts["compile"] == compiling.OFF:
             return module
-        return compiling.Compiled(module, how, asked, self.not_compiled)
+        return compiling.Compiled(module, self.config.train.compile != "auto", self.not_compiled)
 
     def not_compiled(self, warning: str) -> None:
         self.warn(self.state.step, warning)
@@ -261,21 +264,27 @@ class Loop:
         if self.device.type == "mps":
             batch = batch.to(self.device)
         rate = set_rates(self.optimizers, state.step, c)
-        loss = self.reduction.backward(batch, state.step, self.scaler)
+        values = self.advance(batch) if self.captured is None else self.captured(batch)
+        state.step += 1
+        state.tokens += self.facts["tokens_per_step"]
+        state.wall = time.perf_counter() - self.clock
+        row = {"step": state.step, "tokens": state.tokens, "lr": rate, "wall": state.wall}
+        self.unread.append((row, values))
+
+    def advance(self, batch: torch.Tensor, rates: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+        """All that an update does on the device; returns the loss and the gradient's norm, (2,). rates: see graphs."""
+        loss = self.reduction.backward(batch, self.state.step, self.scaler)
         if self.scaler.is_enabled():
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
         norm = self.reduction.clip()
         bad = ~(norm.isfinite() & loss.isfinite())
-        for optimizer in self.optimizers:  # not by scaler.step, which asks each optimizer about its own gradients only
-            step_unless(bad, optimizer)
+        # not by scaler.step, which asks each optimizer about its own gradients only
+        for number, optimizer in enumerate(self.optimizers):
+            step_unless(bad, optimizer, None if rates is None else rates[number])
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
-        state.step += 1
-        state.tokens += self.facts["tokens_per_step"]
-        state.wall = time.perf_counter() - self.clock
-        row = {"step": state.step, "tokens": state.tokens, "lr": rate, "wall": state.wall}
-        self.unread.append((row, torch.stack((loss, norm.to(loss.dtype)))))
+        return torch.stack((loss, norm.to(loss.dtype)))
 
     def read_losses(self, line: ProgressLine) -> None:
         """Journal the steps since the last reading: one synchronisation with the device for all of them."""

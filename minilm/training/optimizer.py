@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,31 +37,57 @@ def build_optimizers(model: GPT, config: TrainConfig) -> list[torch.optim.Optimi
     return [torch.optim.Muon(matrices, **settings, ns_steps=config.muon_steps, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
-def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer, rates: Sequence[Tensor] | None = None) -> None:
     """An update, or where the 0-d bool tensor `bad` is true none: weights and moments then stay as they are.
 
     Fused AdamW reads the flag on the device, so that a guard against non-finite gradients costs no synchronisation with
     the host. Muon has no such flag: on a GPU its step is made and taken back.
+    rates: the learning rates of the optimizer's groups, 0-d float32 on the device, in place of the groups' own: for an
+    update that is captured, in which a number would stay what it was.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # as torch.amp.GradScaler hands it over
-        optimizer.step()
-    elif bad.device.type == "cuda":
-        step_or_take_back(bad, optimizer)
+        with _in_groups(optimizer, rates, capturable=bad.is_cuda and torch.cuda.is_current_stream_capturing()):
+            optimizer.step()
+    elif bad.device.type == "cuda" or rates:
+        step_or_take_back(bad, optimizer, rates)
     elif not bad.item():
         optimizer.step()
 
 
+@contextlib.contextmanager
+def _in_groups(optimizer: torch.optim.Optimizer, rates: Sequence[Any] | None, **others: Any) -> Iterator[None]:
+    """The groups have these learning rates, and these other values, within; none where rates is None."""
+    before = [dict(group) for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates or (), strict=bool(rates)):
+        group.update(lr=rate, **others)
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.update(values)
+
+
 @torch.no_grad()
-def step_or_take_back(bad: Tensor, muon: torch.optim.Optimizer) -> None:
-    """step_unless() by copies of weights and momentum, which the host need not wait for."""
+def step_or_take_back(bad: Tensor, muon: torch.optim.Optimizer, rates: Sequence[Tensor] | None = None) -> None:
+    """step_unless() by copies of weights and momentum, which the host need not wait for.
+
+    Muon takes its rate as a number only. Its step is linear in it, weight decay included: with rates it is made at a
+    rate of 1, and the weights go that part of the way.
+    """
     parameters = [p for group in muon.param_groups for p in group["params"] if p.grad is not None]
     for p in parameters:
         if "momentum_buffer" not in muon.state[p]:  # there is none yet to go back to
             muon.state[p]["momentum_buffer"] = torch.zeros_like(p)
     held = [tensor for p in parameters for tensor in (p, muon.state[p]["momentum_buffer"])]
     before = [tensor.clone() for tensor in held]
-    muon.step()
+    with _in_groups(muon, [1.0] * len(rates) if rates else None):
+        muon.step()
+    if rates:
+        earlier_of = {id(tensor): earlier for tensor, earlier in zip(held, before, strict=True)}
+        for group, rate in zip(muon.param_groups, rates, strict=True):
+            for p in (p for p in group["params"] if p.grad is not None):
+                torch.lerp(earlier_of[id(p)], p, rate, out=p)
     for tensor, earlier in zip(held, before, strict=True):
         torch.where(bad, earlier, tensor, out=tensor)
 

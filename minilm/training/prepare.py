@@ -15,7 +15,7 @@ from minilm.config import RunConfig
 from minilm.corpus.dataset import BatchSampler, Dataset, prepared
 from minilm.errors import UserError
 from minilm.model import GPT
-from minilm.training import checkpoint, compiling, distributed, guards
+from minilm.training import checkpoint, compiling, distributed, graphs, guards
 from minilm.training.facts import facts_of_run, with_vocabulary
 from minilm.training.optimizer import build_optimizers
 from minilm.training.reduction import shard
@@ -52,9 +52,12 @@ def prepare(
     residual = config.train.residual_dtype
     residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
     backend, why = kernels.explain(config.train.kernels, device)
-    compiling.check(config.train, device, team.size)
+    compiling.check(config.train)
+    captured, captured_because = graphs.decide(config.train, device, dtype, team.size)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, for reproducible products
+        # every element is written before it is read, which the tests show: filling them first would take its time
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.set_float32_matmul_precision(config.train.matmul_precision)  # the Triton kernels go by it too
 
@@ -76,6 +79,7 @@ def prepare(
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
     facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
+    facts |= {"graphs": captured, "graphs_reason": captured_because}
     how, because = team.tell(
         lambda: compiling.decide(config.train, facts["flops_per_token"], facts["tokens_per_step"], device, compiled)
     )

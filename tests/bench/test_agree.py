@@ -50,7 +50,7 @@ def test_losses_are_told_also_where_the_resumed_training_failed(miniature):
 
 @pytest.mark.gpu
 @GPU
-@pytest.mark.parametrize("way", ["off", "on", "graphs"])
+@pytest.mark.parametrize("way", list(steps.MODES))
 def test_a_training_is_resumed_bit_for_bit_on_a_gpu(way, tmp_path):
     setting = agree.setting_of("capstone", 2, 40, "triton", torch.device("cuda"), (way,), tmp_path)
     row = agree.answer("resumed", lambda row: agree.resumed(row, setting, way))
@@ -161,4 +161,4 @@ def test_a_lost_device_ends_it(miniature):
 
     with pytest.raises(Exception, match="illegal memory access"):
         agree.answer("any", lost)
-    assert steps.MODES.keys() == {"off", "on", "graphs"}
+    assert steps.MODES.keys() == steps.SETTINGS.keys()

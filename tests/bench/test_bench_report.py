@@ -339,6 +339,20 @@ def test_the_floor_is_drawn_in_every_panel_of_operations(tmp_path):
             assert len(floor) == 1 and floor[0].get_ydata() == pytest.approx([speed] * len(floor[0].get_xdata()))
 
 
+def test_attention_of_q_k_v_apart_is_told_from_that_of_a_projection(written, tmp_path):
+    apart = [op_row(row["provider"], row["median"] / 2, op="causal_attention", **row["shape"]) for row in GPU]
+    _, text = written(results([*GPU, *apart]))
+    assert [row[0] for row in table(text, "case")[1:]] == [
+        *(f"attention B=2 H=3 T={T} D=16 float32" for T in (64, 512)),
+        "attention (q, k, v apart) B=2 H=3 T=512 D=16 float32",
+    ]
+    figure = drawn(machine_of(tmp_path, results([*GPU, *apart])), "attention")
+    headings = [part.get_suptitle() for part in figure.subfigs]
+    assert headings == ["3 heads of width 16, batch 2, float32", "q, k, v apart, 3 heads of width 16, batch 2, float32"]
+    packed, other = (next(x for x in axes.lines if x.get_linewidth() > 2) for axes in axes_of(figure))
+    assert other.get_ydata() == pytest.approx(2 * packed.get_ydata())
+
+
 def test_few_sizes_become_bars_with_their_numbers(tmp_path):
     rows = [op_row(name, 0.1 * T / 64, **LENGTHS[T]) for T in (64, 128) for name in ("reference", "torch")]
     figure = drawn(machine_of(tmp_path, results(rows)), "attention")

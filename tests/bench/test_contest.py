@@ -1,6 +1,7 @@
 """Benchmarks: nothing wrong gets a time, what is compared takes turns, and a slower one is seen to be slower."""
 
 import contextlib
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -19,6 +20,7 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "attention": cases.Attention("float32", 2, 3, 16, 8),
+    "attention_apart": cases.AttentionApart("float32", 2, 3, 16, 8),
     "layer_norm": cases.LayerNorm("float32", 12, 32),
     "add_layer_norm": cases.AddLayerNorm("float32", 12, 32),
     "add_rms_norm": cases.AddRMSNorm("float32", 12, 32),
@@ -83,18 +85,59 @@ def test_a_wrong_result_is_called_wrong_and_has_no_time(fault):
         assert rows["right", which].status == "ok"
 
 
-def test_an_error_in_the_last_head_of_a_large_case_is_found(monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "last"), [("attention", (-1, slice(None), slice(-8, None))), ("attention_apart", (-1, -1))]
+)
+def test_an_error_in_the_last_head_of_a_large_case_is_found(name, last, monkeypatch):
     monkeypatch.setattr(cases, "JUDGED_WEIGHTS", 0)
-    case = SMALL["attention"]
+    case = SMALL[name]
+    right = getattr(reference, case.op)
 
-    def off(qkv, n_heads):
-        y = reference.causal_attention_packed(qkv, n_heads)
+    def off(*inputs):
+        y = right(*inputs)
         mark = torch.zeros_like(y)
-        mark[-1, :, -case.D :] = 1e-3
+        mark[last] = 1e-3
         return y + mark
 
-    rows = measure(case, ("off", off), ("right", reference.causal_attention_packed), which=["forward"])
+    rows = measure(case, ("off", off), ("right", right))
     assert (rows["off", "forward"].status, rows["right", "forward"].status) == ("wrong", "ok")
+    assert rows["right", "backward"].status == "ok"
+    assert case.judged(case.inputs(CPU))[0].shape == ((1, 16, 3 * 8) if name == "attention" else (1, 1, 16, 8))
+
+
+def test_published_attention_is_of_tensors_that_flash_attention_takes_without_a_copy():
+    case = SMALL["attention_apart"]
+    inputs = case.inputs(CPU)
+    (above,) = case.upstream(case.reference(*inputs))
+    assert all(x.is_leaf and x.requires_grad for x in inputs) and len(inputs) == 3 and not above.requires_grad
+    for x in (*inputs, above):
+        assert x.shape == (2, 3, 16, 8) and x.transpose(1, 2).is_contiguous()
+    assert len({x.sum().item() for x in inputs}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["attention", "attention_apart"])
+def test_the_reference_is_not_timed_at_lengths_where_it_would_hold_too_much_and_tells_how_much(
+    name, dtype, monkeypatch
+):
+    case = dataclasses.replace(SMALL[name], dtype=dtype)
+    kept = {}
+
+    def keep(x):
+        if x.numel() == 2 * 3 * 16 * 16:  # an attention weight each
+            kept[x.untyped_storage().data_ptr()] = x.nbytes
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        outputs = case.reference(*case.inputs(CPU))
+    assert case.kept_by_reference == sum(kept.values()) and outputs[0].requires_grad
+    every = [p for p in providers(case.op, CPU) if p.name in ("reference", "torch")]
+    monkeypatch.setattr(peers, "LONGEST_PLAIN", 16)
+    assert {row.status for row in contest.measure(case, CPU, every, ["both"], 0.01)} == {"ok"}
+    monkeypatch.setattr(peers, "LONGEST_PLAIN", 15)
+    plain, fused = contest.measure(case, CPU, every, ["both"], 0.01)
+    assert (plain.status, plain.median, fused.status) == ("absent", None, "ok")
+    assert plain.reason == f"would hold {sum(kept.values()) / 2**30:.3g} GiB of attention weights; timed up to T = 15"
 
 
 def absent(*_):
@@ -367,6 +410,12 @@ def test_what_the_capstone_uses_comes_first_and_nothing_twice():
         assert any(early in case for case in ordered[:first]), early
     for published in ("layer_norm rows=4096 width=1024 float32", "swiglu rows=8192 width=3072 bfloat16"):
         assert published in ordered[first:]
+    apart = [case for case in ordered if case.startswith("causal_attention ")]
+    assert apart[:3] == [
+        f"causal_attention B={B} H={H} T={T} D={D} bfloat16"
+        for B, H, T, D in ((16, 32, 1024, 64), (16, 16, 1024, 128), (4, 32, 4096, 64))
+    ]
+    assert not {*apart} & {*ordered[:first]}
 
 
 def test_plain_attention_over_the_whole_cache_decodes():
@@ -404,10 +453,15 @@ def liger_add_rms_norm(X, R, W, eps, offset=0.0, casting_mode="llama", in_place=
     return reference.add_rms_norm(X, R, W, eps)
 
 
+def apart(q, k, v, causal=False, deterministic=False):
+    assert all(x.shape == (2, 16, 3, 8) for x in (q, k, v))
+    return attend(q, k, v, causal, deterministic)
+
+
 MODULES = {  # as flash-attn 2.8 and 3.0, flash-attn-4 4.0, liger-kernel 0.8.5 and quack-kernels 0.6.5 have them
-    "flash_attn": {"flash_attn_qkvpacked_func": packed},
-    "flash_attn_interface": {"flash_attn_qkvpacked_func": packed},
-    "flash_attn.cute": {"flash_attn_func": lambda q, k, v, causal=False, **o: (attend(q, k, v, causal, **o), None)},
+    "flash_attn": {"flash_attn_qkvpacked_func": packed, "flash_attn_func": apart},
+    "flash_attn_interface": {"flash_attn_qkvpacked_func": packed, "flash_attn_func": apart},
+    "flash_attn.cute": {"flash_attn_func": apart},
     "liger_kernel.ops": {"LigerFusedGateUpSiLUMulFunction": types.SimpleNamespace(apply=reference.swiglu)},
     "liger_kernel.transformers.functional": {
         "liger_layer_norm": reference.layer_norm,
@@ -422,20 +476,29 @@ MODULES = {  # as flash-attn 2.8 and 3.0, flash-attn-4 4.0, liger-kernel 0.8.5 a
 }
 
 
-@small
-def test_peers_are_given_what_they_take_and_take_part(case, monkeypatch):
+ANSWERS = [(name, False) for name in SMALL] + [("attention", True), ("attention_apart", True)]
+
+
+@pytest.mark.parametrize(("name", "statistics"), ANSWERS)
+def test_peers_are_given_what_they_take_and_take_part(name, statistics, monkeypatch):
+    """Versions of FlashAttention differ in whether they return the statistics of the softmax beside the output."""
+    case = SMALL[name]
     for name, functions in MODULES.items():
         module = types.ModuleType(name)
         vars(module).update(functions)
+        if statistics:
+            vars(module).update({n: lambda *a, f=f, **o: (f(*a, **o), None) for n, f in functions.items()})
         monkeypatch.setitem(sys.modules, name, module)
     theirs = [p for p in peers.PEERS.get(case.op, ()) if p.package != "torch"]
     rows = contest.measure(case, CPU, theirs, case.passes, 0.01)
     assert [(row.provider, row.status) for row in rows] == [(p.name, "ok") for _ in case.passes for p in theirs]
 
 
-def test_peers_that_are_not_installed_are_absent_and_say_so():
+def test_peers_that_are_not_installed_are_absent_and_say_so(monkeypatch):
+    for name in MODULES:
+        monkeypatch.setitem(sys.modules, name, None)
     for case in SMALL.values():
-        theirs = [p for p in peers.PEERS.get(case.op, ()) if p.package != "torch" and not p.version]
+        theirs = [p for p in peers.PEERS.get(case.op, ()) if p.package != "torch"]
         for row in contest.measure(case, CPU, theirs, ["both"], 0.01) if theirs else ():
             assert row.status == "absent" and row.reason.startswith("not installed")
 

@@ -22,11 +22,11 @@ def contestants(tmp_path, monkeypatch):
     ordered = [cases.SwiGLU("float32", rows, 8) for rows in (4, 8, 12)]
     monkeypatch.setattr(cases, "in_order", lambda _: ordered)
 
-    def run(deaths, first=None, **functions):
+    def run(deaths, first=None, why="", **functions):
         taking = [
             peers.Provider(n, "minilm", lambda case, f=f: lambda x: f(case.rows, x)) for n, f in functions.items()
         ]
-        taking = [dataclasses.replace(p, first=first) if p.name == "peer" else p for p in taking]
+        taking = [dataclasses.replace(p, first=first, why=why or p.why) if p.name == "peer" else p for p in taking]
         monkeypatch.setattr(peers, "providers", lambda *_: taking)
         path = tmp_path / "rows.jsonl"
         for _ in range(deaths):
@@ -103,7 +103,14 @@ def test_a_reference_that_ends_the_process_costs_its_case(contestants, monkeypat
 def test_who_compiles_for_long_takes_part_in_the_first_cases_only(contestants):
     found = contestants(0, first=2, peer=sound, other=sound)
     assert statuses(found, "peer") == ["ok", "ok", "absent"] and statuses(found, "other") == ["ok"] * 3
-    assert found[12, "peer"]["reason"].startswith("only in the first 2 cases")
+    assert found[12, "peer"]["reason"] == f"only in the first 2 cases: {peers.COMPILES}"
+
+
+def test_plain_attention_takes_part_in_the_first_case_only_and_says_why(contestants):
+    (math,) = (p for p in peers.PEERS["causal_attention"] if p.name == "sdpa-math")
+    found = contestants(0, first=math.first, why=math.why, peer=sound, other=sound)
+    assert statuses(found, "peer") == ["ok", "absent", "absent"] and statuses(found, "other") == ["ok"] * 3
+    assert found[8, "peer"]["reason"] == "only in the first case: it writes every weight to memory, which takes longest"
 
 
 def test_the_stage_ops_begins_nothing_after_its_time_and_nothing_twice(contestants, tmp_path):
