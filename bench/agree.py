@@ -147,7 +147,7 @@ def _train(
     """free: without train.deterministic, on a GPU and compiled."""
     torch._dynamo.reset()
     own = setting.config.train
-    deterministic = not free and (setting.device.type == "cuda" or way in ("on", "graphs"))
+    deterministic = not free and (setting.device.type == "cuda" or way not in ("off", "captured"))
     compile, captured = steps.SETTINGS[way]
     changed = dataclasses.replace(own, compile=compile, graphs=captured, steps=steps_ or own.steps)
     changed = dataclasses.replace(changed, deterministic=deterministic)

@@ -222,7 +222,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT to measure beside")
     parser.add_argument("--shakespeare", type=Path, help="Tiny Shakespeare, or another text, for the stage race")
-    parser.add_argument("--revision", help="of this code, where it is a copy without .git (or set MINILM_REVISION)")
+    parser.add_argument(
+        "--revision", help="of this code, where it is a copy whose .git cannot tell (or set MINILM_REVISION)"
+    )
     parser.add_argument(
         "--archive", type=Path, metavar="FILE.tar.gz",
         help="what is needed to go on elsewhere, below 16 MiB: written while it runs, at the end, and when it is ended",
@@ -273,10 +275,6 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         why = (asked.stderr.strip().splitlines() or ["it said nothing"])[-1]
         parser.error(f"this machine cannot run on {options.device} ({why}); use --device cpu")
     machine = json.loads(asked.stdout.splitlines()[-1])
-    if options.revision and machine["revision"] != options.revision:
-        parser.error(
-            f"--revision is {options.revision}, and the checkout here is at {machine['revision']}; leave it out"
-        )
     rows = Rows(out / "rows.jsonl")
     for before in rows.finished.get(MACHINE, []):
         for what in ("device", "revision"):

@@ -35,21 +35,24 @@ from minilm.training.optimizer import build_optimizers
 from minilm.training.prepare import Parts
 
 VOCABULARY = 96
-MODES = {"off": "eager", "captured": "graphs", "on": "compiled", "graphs": "compiled graphs"}
-SETTINGS = {"off": ("off", "off"), "captured": ("off", "on"), "on": ("on", "off"), "graphs": ("on", "on")}
+MODES = {"off": "eager", "captured": "captured", "on": "compiled", "graphs": "graphs", "both": "compiled captured"}
+SETTINGS = {  # train.compile and train.graphs
+    "off": ("off", "off"), "captured": ("off", "on"), "on": ("on", "off"), "graphs": ("graphs", "off"),
+    "both": ("on", "on"),
+}  # fmt: skip
 BLOCK = {"cuda": 10, "cpu": 1, "mps": 5}  # steps between two readings of the clock
 ALONE = "timed alone, not in turns"
 # On a GPU, where each compilation takes half a minute: what the others are held against, what tells most first.
 TELLING = (
-    "triton graphs", "reference eager", "nanogpt compiled", "triton compiled graphs", "triton eager", "torch graphs",
-    "nanogpt eager", "triton compiled", "reference graphs", "torch compiled graphs",
+    "triton captured", "reference eager", "nanogpt compiled", "triton compiled captured", "triton eager",
+    "torch captured", "nanogpt eager", "triton graphs", "reference captured", "torch compiled captured",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One way to train: a backend of minilm, or "nanogpt"; by one of MODES, which SETTINGS has as train.compile and
-    train.graphs; in float32 where that is not what would be used."""
+    """One way to train: a backend of minilm, or "nanogpt"; by one of MODES; in float32 where that is not what would be
+    used."""
 
     kernels: str
     compile: str
@@ -95,8 +98,8 @@ class StepRow:
 
 
 def entries(device: torch.device, nanogpt: Path | None = None) -> list[Entry]:
-    """On a GPU every backend, eager and compiled, each also as a CUDA graph, those of TELLING first; on a CPU eager and
-    compiled, also in float32 like nanoGPT."""
+    """On a GPU every backend, eager and compiled, each also captured as a CUDA graph, those of TELLING first; on a CPU
+    eager and compiled, also in float32 like nanoGPT."""
     names = [name for name in kernels.available(device) if name != "triton" or device.type == "cuda"]
     names = [*reversed(names), *(["nanogpt"] if nanogpt else [])]
     modes = tuple(MODES) if device.type == "cuda" else ("off", "on")
@@ -289,7 +292,8 @@ def prepare(
     model.checkpoint_activations = config.train.checkpoint_activations
     compile, captured = SETTINGS[entry.compile]
     train = dataclasses.replace(config.train, compile=compile, graphs=captured)
-    compiling.check(train)
+    compiling.check(train, device)
+    graphs.check(train, device, dtype)
     loop = _loop(dataclasses.replace(config, train=train), model)
 
     def step() -> Any:
@@ -303,8 +307,7 @@ def prepare(
 def _loop(config: RunConfig, model: GPT) -> Loop:
     """The training loop without a run folder and without data: only its update is called."""
     tokens = config.train.batch_size * config.model.context_length
-    captured, _ = graphs.decide(config.train, model.head.weight.device, model.dtype)
-    facts = {"tokens_per_step": tokens, "compile": config.train.compile, "graphs": captured}
+    facts = {"tokens_per_step": tokens, "compile": config.train.compile}
     optimizers = build_optimizers(model, config.train)
     parts = Parts(config, None, None, model, optimizers, facts, None)
     loop = Loop(parts, None, Console(file=io.StringIO()), [], Team())

@@ -159,7 +159,7 @@ def take_apart(rows: Rows, preset: str, T: int, B: int, device: torch.device, un
     as CUDA graphs, which launch the same kernels."""
     best, modes = "torch", ("off", "on", "on")
     if device.type == "cuda":
-        best, modes = "triton", ("captured", "graphs", "graphs")
+        best, modes = "triton", ("captured", "both", "both")
     chosen = {str(entry): entry for entry in map(steps.Entry, (best, best, "torch"), modes)}
     rates = breakdown.rates(device, build(preset).model.d_model)
 

@@ -108,8 +108,8 @@ class TrainConfig:
     residual_dtype: str = _choice("auto", "auto", "float32", "bfloat16", "float16")  # auto: train.dtype
     matmul_precision: str = _choice("highest", "highest", "high", "medium")  # of float32 products: high allows TF32
     kernels: str = _choice("auto", "auto", "reference", "torch", "triton")
-    compile: str = _choice("auto", "auto", "off", "on", "graphs")  # graphs: on, and train.graphs too
-    graphs: str = _choice("auto", "auto", "off", "on")  # an update as one CUDA graph; auto: where that can be
+    compile: str = _choice("auto", "auto", "off", "on", "graphs")  # graphs: also as CUDA graphs
+    graphs: str = _choice("off", "off", "on")  # on: the whole update, optimizer included, as one CUDA graph
     checkpoint_activations: bool = False  # less memory, a third more arithmetic; the same numbers
     deterministic: bool = False
     exact_reduction: bool = False  # the same bits on 1, 2, 4 and 8 processes

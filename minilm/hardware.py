@@ -161,11 +161,11 @@ def versions() -> dict[str, str | None]:
 
 
 def git_revision() -> str | None:
-    """The commit this code stands at, "+" where files differ from it.
+    """The commit this code stands at, "+" where files differ from it, or None outside a checkout.
 
-    Outside a checkout, such as a copy of the files on another machine: what $MINILM_REVISION says, else None.
+    What $MINILM_REVISION says comes first: a copy on another machine may have no .git, or that of another day.
     """
-    return _revision_of_checkout() or os.environ.get("MINILM_REVISION") or None
+    return os.environ.get("MINILM_REVISION") or _revision_of_checkout()
 
 
 def _revision_of_checkout() -> str | None:

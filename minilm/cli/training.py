@@ -76,9 +76,9 @@ def prepare(source: tuple[str, ...], out: Path, **options: Any) -> None:
 @click.option("--dtype", help="Of matrix products: auto, float32, bfloat16 or float16.")
 @click.option("--matmul-precision", help="Of float32 products: highest (default), high (TF32), or medium.")
 @click.option(
-    "--compile", help="Use torch.compile: auto (default; where it repays), off, on, or graphs (on, and --graphs on)."
+    "--compile", help="Use torch.compile: auto (default; where it repays), off, on, or graphs (CUDA graphs as well)."
 )
-@click.option("--graphs", help="Launch an update as one CUDA graph: auto (default; where that can be), off, or on.")
+@click.option("--graphs", help="Launch an update, optimizer included, as one CUDA graph: off (default) or on.")
 @click.option(
     "--exact-reduction/--no-exact-reduction", default=None, help="The same bits on 1, 2, 4 and 8 processes; slower."
 )

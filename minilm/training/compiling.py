@@ -18,12 +18,17 @@ CPU_SECONDS, CPU_FLOPS_PER_THREAD = 600, 5e10
 GPU_STEPS = 2000  # some minutes; not measured yet
 
 
-def check(config: TrainConfig) -> None:
+def check(config: TrainConfig, device: torch.device, processes: int = 1) -> None:
     """Raises UserError for what cannot be done here."""
     if config.compile in (ON, GRAPHS) and hardware.compiler_missing():
         raise UserError(
             f"train.compile is {config.compile!r}, which needs a C++ compiler, and none was found; install g++ or "
             f"clang++, set CXX, or take off."
+        )
+    several = config.grad_accumulation > 1 or config.exact_reduction or config.shard or processes > 1
+    if config.compile == GRAPHS and (device.type != "cuda" or several):
+        raise UserError(
+            "train.compile is 'graphs', which is for one GPU, one process and one micro-batch an update; take on."
         )
 
 
@@ -56,11 +61,18 @@ def decide(
 class Compiled:
     """A module through torch.compile; where it was not asked for by name and the compiler fails, the module itself."""
 
-    def __init__(self, module: torch.nn.Module, asked: bool, warn: Callable[[str], None]):
+    def __init__(self, module: torch.nn.Module, how: str, asked: bool, warn: Callable[[str], None]):
+        graphs: dict[str, Any] = {
+            "triton.cudagraphs": True,
+            "triton.cudagraph_or_error": True,
+        }  # else they could be left out unsaid
         self.module, self.asked, self.warn = module, asked, warn
-        self.call: Callable[..., Any] = torch.compile(module)
+        self.call: Callable[..., Any] = torch.compile(module, options=graphs if how == GRAPHS else None)
+        self.graphs = how == GRAPHS
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             return self.call(*inputs)
         except torch._dynamo.exc.TorchDynamoException as error:

@@ -1,8 +1,9 @@
-"""Whether an update is launched whole, as one CUDA graph, and how: what train.graphs=auto comes to.
+"""An update launched whole, as one CUDA graph: train.graphs=on.
 
-An eager update of a small model takes the host longer to launch than a GPU to compute: some 500 kernels, one after
-another. A CUDA graph holds them all, with their addresses, and is launched as one. The first updates are eager, so that
-all that is made once is there: the optimizer's moments, the libraries' workspaces, what torch.compile makes.
+An eager update of a small model takes the host longer to launch than a GPU to compute: the capstone's is 9 ms of
+kernels on an H100, in 515 launches for which a slow host took 44 ms. A CUDA graph holds them all, with their addresses,
+and is launched as one. The first updates are eager, so that all that is made once is there: the optimizer's moments, the
+libraries' workspaces, what torch.compile makes.
 """
 
 from __future__ import annotations
@@ -21,29 +22,25 @@ EAGER_UPDATES = 3  # before the capture
 Advance = Callable[[Tensor, "list[list[Tensor]] | None"], Tensor]
 
 
-def why_not(config: TrainConfig, device: torch.device, dtype: torch.dtype, processes: int = 1) -> str | None:
-    """Why an update cannot be captured here, as the end of a sentence, or None."""
+def check(config: TrainConfig, device: torch.device, dtype: torch.dtype, processes: int = 1) -> None:
+    """Raises UserError where an update is to be captured and cannot be."""
+    if config.graphs == ON and (reason := why_not(config, device, dtype, processes)):
+        raise UserError(f"train.graphs is 'on', and {reason}; take off.")
+
+
+def why_not(config: TrainConfig, device: torch.device, dtype: torch.dtype, processes: int) -> str | None:
+    """Why an update cannot be captured, as the end of a sentence, or None."""
     if device.type != "cuda":
-        return f"CUDA graphs need a GPU of NVIDIA and the device is {device.type}"
+        return f"CUDA graphs need a GPU of NVIDIA where the device is {device.type}"
     if processes > 1 or config.exact_reduction or config.shard:
-        return "they are for one process, without exact reduction or shards"
+        return "it is for one process, without exact reduction or shards"
+    if config.compile == "graphs":
+        return "train.compile is 'graphs', which makes CUDA graphs of its own"
     if dtype == torch.float16:
         return "float16 needs a scale that follows what overflows"
     if config.checkpoint_activations:
         return "computing activations again asks for the state of the random generator, which a graph has not"
     return None
-
-
-def decide(config: TrainConfig, device: torch.device, dtype: torch.dtype, processes: int = 1) -> tuple[str, str]:
-    """("off" or "on", why). Raises UserError where graphs are asked for and cannot be."""
-    asked = config.graphs == ON or config.compile == "graphs"
-    reason = why_not(config, device, dtype, processes)
-    if asked and reason:
-        name, take = ("train.graphs is 'on'", OFF) if config.graphs == ON else ("train.compile is 'graphs'", "on")
-        raise UserError(f"{name}: {reason}; take {take}.")
-    if asked or config.graphs == OFF:
-        return (ON if asked else OFF), "asked for"
-    return (OFF, reason) if reason else (ON, "one GPU, one process")
 
 
 class CapturedUpdate:

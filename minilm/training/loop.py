@@ -107,7 +107,7 @@ class Loop:
         self.reduction = reduction_for(self.model, self.config.train, team, self.compiled)
         # float16 has too little range for gradients: they are scaled up, and the scale follows what overflows
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.model.dtype == torch.float16)
-        captured = self.facts.get("graphs", graphs.OFF) == graphs.ON
+        captured = self.config.train.graphs == graphs.ON
         self.captured = graphs.CapturedUpdate(self.advance, self.optimizers, self.device) if captured else None
         self.state = State()
         self.kept = self.config.train.kept_steps()
@@ -231,9 +231,10 @@ class Loop:
         self.console.print(f"Warning: {warning}", highlight=False, markup=False, soft_wrap=True)
 
     def compiled(self, module: torch.nn.Module) -> Callable:
-        if self.facts["compile"] == compiling.OFF:
+        how, asked = self.facts["compile"], self.config.train.compile != "auto"
+        if how == compiling.OFF:
             return module
-        return compiling.Compiled(module, self.config.train.compile != "auto", self.not_compiled)
+        return compiling.Compiled(module, how, asked, self.not_compiled)
 
     def not_compiled(self, warning: str) -> None:
         self.warn(self.state.step, warning)

@@ -52,8 +52,8 @@ def prepare(
     residual = config.train.residual_dtype
     residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
     backend, why = kernels.explain(config.train.kernels, device)
-    compiling.check(config.train)
-    captured, captured_because = graphs.decide(config.train, device, dtype, team.size)
+    compiling.check(config.train, device, team.size)
+    graphs.check(config.train, device, dtype, team.size)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as cuBLAS asks, for reproducible products
         # every element is written before it is read, which the tests show: filling them first would take its time
@@ -79,7 +79,6 @@ def prepare(
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
     facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
-    facts |= {"graphs": captured, "graphs_reason": captured_because}
     how, because = team.tell(
         lambda: compiling.decide(config.train, facts["flops_per_token"], facts["tokens_per_step"], device, compiled)
     )

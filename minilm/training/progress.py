@@ -79,7 +79,7 @@ def introduction(run: Path, c: RunConfig, f: dict[str, Any], data: Dataset) -> d
         "kernels": f"{f['kernels']} ({f['kernels_reason']})",
         "compile": f"{f['compile']} ({f['compile_reason']})"
         + ("" if f["compile"] == "off" else "; the first step takes up to a minute"),
-        "graphs": f"{f['graphs']} ({f['graphs_reason']})",
+        **({"graphs": "on (every update is one CUDA graph)"} if c.train.graphs == "on" else {}),
         "model": f"{c.model.n_layers} layers, {c.model.n_heads} heads, d_model {c.model.d_model}, d_ff "
         f"{c.model.d_ff}, context {c.model.context_length}",
         "parameters": f"{counts['total']:,} in all; {counts['non_embedding']:,} without embeddings; "

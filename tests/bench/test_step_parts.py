@@ -206,7 +206,7 @@ def test_the_two_commands_print_their_tables(capsys):
     assert "tiny, 32 x 8, torch eager" in said and "matrix products" in said and "by the clock" in said
     assert breakdown.main(["--preset", "tiny", "--device", "cuda:99"]) == 2
     assert "cuda:99" in capsys.readouterr().err
-    graphs = ["--compile", "graphs"], "a GPU of NVIDIA"
+    graphs = ["--compile", "graphs"], "one GPU"
     for wrong, said in ((["--kernels", "triton"], "--kernels triton cannot run"), graphs):
         assert breakdown.main(["--preset", "tiny", "--device", "cpu", *wrong]) == 2
         assert said in capsys.readouterr().err

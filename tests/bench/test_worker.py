@@ -159,9 +159,9 @@ def test_on_a_gpu_what_tells_most_comes_first_and_nothing_is_counted(monkeypatch
     assert taken[0] == (("capstone", 256), list(steps.TELLING), 5.0) and taken[1] == "apart" and "counted" not in taken
     assert taken[2][0] == ("gpt2", 1024) and taken[2][1] == list(steps.TELLING[:6])
     at = taken.index("contexts")
-    assert all(name.endswith(" graphs") or name == "nanogpt eager" for _, names, _ in taken[3:at] for name in names)
+    assert all(name.endswith(" captured") or name == "nanogpt eager" for _, names, _ in taken[3:at] for name in names)
     (size, names, seconds) = taken[-1]
-    assert size == ("capstone", 256) and len(names) == 14 and seconds == 0
+    assert size == ("capstone", 256) and len(names) == 17 and seconds == 0
 
 
 def test_a_size_has_the_vocabulary_of_its_preset_and_nanogpts_activation():

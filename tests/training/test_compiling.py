@@ -76,8 +76,24 @@ def test_without_a_compiler_auto_is_off_and_on_is_refused(monkeypatch):
     assert decide(TrainConfig(steps=10**6), HOUR, 1, CUDA) == ("off", "there is no C++ compiler")
     for how in ("on", "graphs"):
         with pytest.raises(UserError, match=rf"train.compile is '{how}', which needs a C\+\+ compiler"):
-            check(TrainConfig(compile=how))
-    check(TrainConfig())
+            check(TrainConfig(compile=how), CUDA)
+    check(TrainConfig(), CUDA)
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "processes"),
+    [
+        (CPU, {}, 1),
+        (CUDA, {"grad_accumulation": 2}, 1),
+        (CUDA, {"exact_reduction": True}, 1),
+        (CUDA, {"shard": True}, 2),
+        (CUDA, {}, 2),
+    ],
+)
+def test_graphs_are_for_one_gpu_one_process_and_one_micro_batch(compiler, device, changes, processes):
+    check(TrainConfig(compile="graphs"), CUDA)
+    with pytest.raises(UserError, match="for one GPU, one process and one micro-batch an update; take on"):
+        check(TrainConfig(compile="graphs", **changes), device, processes)
 
 
 def test_a_configuration_saved_before_there_was_auto_is_read():

@@ -9,7 +9,7 @@ import torch
 from minilm.config import TrainConfig
 from minilm.errors import UserError
 from minilm.training import checkpoint, graphs, journal
-from minilm.training.graphs import EAGER_UPDATES, CapturedUpdate, decide
+from minilm.training.graphs import EAGER_UPDATES, CapturedUpdate
 from minilm.training.optimizer import build_optimizers
 from tests.training.test_resume import assert_same_run, reduced, run, stop_after
 
@@ -21,28 +21,24 @@ on_both = pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize(
     ("device", "changes", "dtype", "processes", "reason"),
     [
-        (CPU, {}, BF16, 1, "CUDA graphs need a GPU of NVIDIA and the device is cpu"),
+        (CPU, {}, BF16, 1, "CUDA graphs need a GPU of NVIDIA where the device is cpu"),
         (CUDA, {"exact_reduction": True}, BF16, 1, "one process, without exact reduction or shards"),
         (CUDA, {"shard": True}, BF16, 1, "one process, without exact reduction or shards"),
         (CUDA, {}, BF16, 2, "one process"),
+        (CUDA, {"compile": "graphs"}, BF16, 1, "CUDA graphs of its own"),
         (CUDA, {}, torch.float16, 1, "float16"),
         (CUDA, {"checkpoint_activations": True}, BF16, 1, "computing activations again"),
     ],
 )
-def test_where_an_update_cannot_be_captured_auto_is_off_and_on_is_refused(device, changes, dtype, processes, reason):
-    how, why = decide(TrainConfig(**changes), device, dtype, processes)
-    assert how == "off" and reason in why
-    for asked, take in (({"graphs": "on"}, "take off"), ({"compile": "graphs"}, "take on")):
-        with pytest.raises(UserError, match=rf"{reason}.*; {take}"):
-            decide(TrainConfig(**changes, **asked), device, dtype, processes)
+def test_where_an_update_cannot_be_captured_it_is_refused_in_a_sentence(device, changes, dtype, processes, reason):
+    graphs.check(TrainConfig(**changes), device, dtype, processes)
+    with pytest.raises(UserError, match=rf"train.graphs is 'on', and .*{reason}.*; take off"):
+        graphs.check(TrainConfig(graphs="on", **changes), device, dtype, processes)
 
 
-def test_elsewhere_auto_is_on_and_what_is_asked_for_is_done():
-    assert decide(TrainConfig(), CUDA, BF16) == ("on", "one GPU, one process")
-    assert decide(TrainConfig(grad_accumulation=2, batch_size=8), CUDA, torch.float32)[0] == "on"
-    assert decide(TrainConfig(graphs="off"), CUDA, BF16) == ("off", "asked for")
-    for asked in ({"graphs": "on"}, {"compile": "graphs"}):
-        assert decide(TrainConfig(**asked), CUDA, BF16) == ("on", "asked for")
+def test_elsewhere_it_is_done():
+    for changes in ({}, {"compile": "on"}, {"grad_accumulation": 2, "batch_size": 8}, {"optimizer": "muon"}):
+        graphs.check(TrainConfig(graphs="on", **changes), CUDA, BF16)
 
 
 @pytest.fixture
@@ -82,20 +78,19 @@ def test_a_captured_training_follows_the_rate_and_the_batches_of_an_eager_one(op
     settings = {"steps": 12, "warmup_steps": 6, "lr": 3e-3, "min_lr": 1e-4, "optimizer": optimizer}
     run(reduced("tiny", text_file, graphs="off", **settings), tmp_path / "eager")
     assert not stand_in
-    run(reduced("tiny", text_file, **settings), tmp_path / "captured")
+    run(reduced("tiny", text_file, graphs="on", **settings), tmp_path / "captured")
     assert len(stand_in) == 1
     one, other = (journal.read_rows(tmp_path / name / "metrics.jsonl") for name in ("eager", "captured"))
     for a, b in zip(one, other, strict=True):
         assert a["step"] == b["step"] and a.get("lr") == b.get("lr")
         for key in ("loss", "val_loss", "grad_norm"):
             assert a.get(key, 0) == pytest.approx(b.get(key, 0), rel=2e-4)
-    assert journal.read_facts(tmp_path / "captured")["graphs"] == "on"
 
 
 @on_both
 def test_a_captured_training_that_is_resumed_has_the_same_bits(optimizer, stand_in, tmp_path, text_file):
     """The first updates of a process are eager, wherever in the training they come."""
-    config = reduced("tiny", text_file, optimizer=optimizer)
+    config = reduced("tiny", text_file, optimizer=optimizer, graphs="on")
     assert config.train.steps > EAGER_UPDATES + 1
     run(config, tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
