@@ -54,7 +54,7 @@ Row = dict[str, Any]
 class Machine:
     """What the files say about one device. rows: one for each (case, pass, provider), in the order in which they were
     first measured; train: one for each (label, context length, batch size); breakdown,
-    memory, contexts, tried: of the last file that has them; sources: (file, its "machine")."""
+    memory, contexts, tried, tune: of the last file that has them; sources: (file, its "machine")."""
 
     device: str
     rows: dict[tuple, Row] = field(default_factory=dict)
@@ -65,6 +65,8 @@ class Machine:
     memory: list[Row] = field(default_factory=list)  # parts of a step's memory
     contexts: list[Row] = field(default_factory=list)  # the longest that fit by the count
     tried: list[Row] = field(default_factory=list)
+    tune: list[Row] = field(default_factory=list)  # a row an entry of the tuning table, with a time before and after
+    stages: dict[str, Row] = field(default_factory=dict)  # what the tests said, and whatever else has no rows
     sources: list[tuple[str, Row]] = field(default_factory=list)
 
     @property
@@ -82,6 +84,11 @@ class Machine:
 
     def version(self, package: str) -> str:
         return self.told(lambda facts: (facts.get("versions") or {}).get(package))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of the figures, as whoever measured them wrote it."""
+        return [note for _, facts in self.sources for note in facts.get("notes") or ()]
 
     @property
     def provenance(self) -> str:
@@ -138,6 +145,8 @@ def read(paths: Iterable[Path], say: Callable[[str], None] = print) -> list[Mach
         machine.memory = data.get("memory") or machine.memory
         machine.contexts = data.get("contexts") or machine.contexts
         machine.tried = data.get("contexts tried") or machine.tried
+        machine.tune = [row for row in data.get("tune") or () if "speedup" in row] or machine.tune
+        machine.stages |= data.get("stages") or {}
     if not machines:
         raise UserError("None of the files holds benchmark results; give files that python -m bench.gpu has written.")
     return list(machines.values())

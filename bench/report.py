@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -222,6 +223,32 @@ def _race(race: Race) -> list[str]:
     ]
 
 
+def _tuned(rows: Sequence[Row]) -> str:
+    faster = [row["speedup"] for row in rows if row["speedup"] > 1]
+    best = max(rows, key=lambda row: row["speedup"])
+    told = f"Block sizes tuned on this chip: {len(rows)} entries of the table, of which {len(faster)} changed"
+    if faster:
+        told += (
+            f" and made their kernels {_floored(statistics.geometric_mean(faster))} times as fast in the geometric mean"
+        )
+        told += f", at most {_floored(best['speedup'])} times ({best['problem']})"
+    return _plain(f"{told}.")
+
+
+def _tuning_row(row: Row) -> list[str]:
+    def config(of: Row) -> str:
+        return " ".join(f"{name.removeprefix('num_')} {value}" for name, value in sorted(of.items()))
+
+    def times(of: Sequence[float]) -> str:
+        return ", ".join(duration(milliseconds * 1e-3) for milliseconds in of)
+
+    kept = row["speedup"] == 1
+    return [
+        row["problem"], config(row["before"]), times(row["before_ms"]), "" if kept else config(row["chosen"]),
+        "" if kept else times(row["chosen_ms"]), "" if kept else _floored(row["speedup"]),
+    ]  # fmt: skip
+
+
 def _measured_by(machine: Machine) -> str:
     files = []
     for name, facts in machine.sources:
@@ -249,6 +276,9 @@ def readme_part(machine: Machine, every_row: str, pictures: dict[str, str]) -> s
             parts.append(CACHED)
     if sentences := faults(machine.rows.values(), (OK, ABSENT)):
         parts.append("Without a time: " + _plain(". ".join(sentences)) + ".")
+    parts += map(_plain, machine.notes)
+    if machine.tune:
+        parts.append(_tuned(machine.tune))
     if machine.train:
         known = any(row["mfu"] is not None for row in machine.train.values())
         shares = ", share of the chip's published peak (MFU), peak memory" if known else ""
@@ -282,9 +312,20 @@ def full_table(machine: Machine) -> str:
         parts.append("\n".join(markdown_table(head, 0, map(_full_training_row, machine.train.values()))))
     if machine.side_by_side:
         parts.append(_side_by_side(machine.side_by_side))
+    if machine.tune:
+        head = ["entry", "before", "time", "tuned", "time", "times as fast"]
+        told = "The kernel alone with a cold cache, a time for each shape that it was tuned on."
+        parts += ["## Tuning", told, "\n".join(markdown_table(head, 1, map(_tuning_row, machine.tune)))]
+    if machine.stages:
+        said = [(stage, *item) for stage, of in machine.stages.items() for item in of.items()]
+        parts += ["## Tests", "\n".join(f"- {stage}, {name}: {_plain(_said(value))}" for stage, name, value in said)]
     for title, head, rows in inside.tables(machine):
         parts += [f"## {_plain(title)}", "\n".join(markdown_table(head, 0, rows))]
     return "\n\n".join(parts) + "\n"
+
+
+def _said(value: object) -> str:
+    return "; ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _full_row(row: Row) -> list[str]:

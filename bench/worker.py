@@ -236,11 +236,14 @@ def tune(rows: Rows, device: torch.device, until: float, **_: Any) -> None:
 def exercise(device: torch.device, share: str | None = None, family: str | None = None, **_: Any) -> None:
     """Every kernel on small, ragged shapes in 16 and 32 bits: what the sanitizer watches, and makes slow.
 
-    share: "i/n", the i-th of n parts of the calls. family: those of one family. A line is printed for each call once it
-    has ended.
+    share: "i/n", the i-th of n parts of the calls. family: those of one family, or loss_alone. A line is printed for
+    each call once it has ended.
     """
     from kernels import fused
     from kernels.tune import TF32, problems
+
+    if family == "loss_alone":
+        return exercise_loss(device)
 
     done: dict[Any, set[Any]] = {}
     chosen = []
@@ -260,6 +263,30 @@ def exercise(device: torch.device, share: str | None = None, family: str | None 
         timing.synchronize(device)
         width, shape = call
         print(f"call {number} of {len(chosen)}: {problem.op}, {problem.dtype}, {width} x {shape}", flush=True)
+
+
+def exercise_loss(device: torch.device) -> None:
+    """The loss's own kernels on logits that are there, without a matrix product."""
+    from kernels.fused import tuning
+    from kernels.fused.cross_entropy import _loss_and_dlogits, _scale
+
+    rows = 77
+    calls = [(dtype, V) for dtype in (torch.bfloat16, torch.float32) for V in (96, 1000, 4096, 50_257)]
+    print(f"exercise: {len(calls)} calls", flush=True)
+    for number, (dtype, V) in enumerate(calls, 1):
+        padded = -(-V // 64) * 64
+        logits, losses = torch.randn(rows, padded, device=device).to(dtype), torch.empty(rows, device=device)
+        targets = torch.arange(rows, device=device) * 7919 % V
+        targets[3] = -100
+        config = tuning.lookup("cross_entropy", device, dtype, width=padded, length=rows)
+        _loss_and_dlogits[(rows,)](
+            logits, targets, losses, 1, -100, V=V, PADDED=padded, GRADIENT=True, **config
+        )  # fmt: skip
+        x, one = torch.randn(rows, 64, device=device).to(dtype), torch.ones((), device=device)
+        config = tuning.lookup("cross_entropy_scale", device, dtype, width=64, length=rows)
+        _scale[(-(-x.numel() // config["BLOCK"]),)](x, torch.empty_like(x), one, targets.sum(), x.numel(), **config)
+        timing.synchronize(device)
+        print(f"call {number} of {len(calls)}: loss, {dtype}, {V}", flush=True)
 
 
 def facts(device: torch.device, **_: Any) -> None:
@@ -302,7 +329,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="a pass of a case; on a GPU a quarter")
     parser.add_argument("--nanogpt", type=Path)
     parser.add_argument("--share", help="of exercise alone: i/n, the i-th of n parts")
-    parser.add_argument("--family", help="of exercise alone: attention, decode, layer_norm, swiglu or cross_entropy")
+    parser.add_argument(
+        "--family", help="of exercise alone: attention, decode, layer_norm, swiglu, cross_entropy or loss_alone"
+    )
     options = vars(parser.parse_args())
     if (share := options["share"]) and (options["stage"] != "exercise" or not re.fullmatch(r"\d+/\d+", share)):
         parser.error(f"--share is {share!r}; it is i/n, and of the stage exercise alone")

@@ -141,8 +141,8 @@ class Problem:
         """A call for which the same machine code is compiled, without work for PyTorch; equal for many calls."""
         width, shape = call
         if self.family == "attention":
-            _, n_heads, T = shape
-            return width, (1, n_heads, T if T % 256 else 256)
+            _, *heads, T = shape
+            return width, (1, *heads, T if T % 256 else 256)
         if self.family == "cross_entropy":
             return width, (min(shape[0], 16),)
         return call
@@ -176,9 +176,11 @@ class Outcome:
 
 
 def _attention(ops: ModuleType, width: int, shape: tuple[int, ...], normal: Callable[..., Tensor]) -> list[Tensor]:
-    B, H, T = shape
-    qkv = normal(1, B, T, 3 * H * width)
-    return _with_gradients(lambda qkv: ops.causal_attention_packed(qkv, H), [qkv], normal)
+    """shape: (B, H, T), or with grouped heads (B, H, Hkv, T)."""
+    B, H, *groups, T = shape
+    Hkv = groups[0] if groups else H
+    qkv = normal(1, B, T, (H + 2 * Hkv) * width)
+    return _with_gradients(lambda qkv: ops.causal_attention_packed(qkv, H, Hkv), [qkv], normal)
 
 
 def _decode(ops: ModuleType, width: int, shape: tuple[int, ...], normal: Callable[..., Tensor]) -> list[Tensor]:
@@ -272,6 +274,7 @@ def _attention_problems(tma: bool) -> Iterator[Problem]:
     for dtypes, width, length, rank in classes:
         odd = {64: 40, 128: 96}.get(width, width)
         checks = ((width, (2, 3, 333)), (odd, (1, 2, 513)), (width, (2, 2, 512)))  # the last without masks, or by TMA
+        checks += ((width, (1, 4, 2, 512)),)  # grouped heads, which may spill where others do not
         half = dtypes == HALF
         owned = tuple(product((64, 128) if half else (16, 32, 64, 128), (4, 8)))  # rows of a program, and its warps
         blocks: tuple[int, ...] = (32, 64) if half else (16, 32, 64)
@@ -304,7 +307,8 @@ def _decode_problems(multiprocessors: int) -> Iterator[Problem]:
         yield Problem("decode", dtypes, width, None, checks, calls, grid, rank)
     grid = _grid(BLOCK_SPLITS=(4, 8, 16, 32), num_warps=(1, 2, 4), num_stages=[1])
     for dtypes, rank in ((HALF, 7), (SINGLE, LAST + 2)):
-        checks, calls = ((64, (2, 4, 333)), (40, (1, 2, 900))), ((64, (1, 8, 16_384)), (128, (8, 8, 4096)))
+        checks = ((64, (2, 4, 333)), (40, (1, 2, 900)), (256, (1, 2, 900)))  # of all widths, the widest spills first
+        calls = ((64, (1, 8, 16_384)), (128, (8, 8, 4096)))
         yield Problem("decode_merge", dtypes, None, None, checks, calls, grid, rank)
 
 

@@ -36,7 +36,8 @@ def decide(
     config: TrainConfig, flops_per_token: int, tokens_per_step: int, device: torch.device, earlier: str | None = None
 ) -> tuple[str, str]:
     """("off", "on" or "graphs", why), by the arithmetic of the training, the device and the threads, not by the clock:
-    the same training on the same machine gets the same bits.
+    the same training on the same machine is compiled or not, always. (Its bits are the same with train.deterministic:
+    without, the gradient of an embedding that torch.compile makes adds in any order.)
 
     earlier: what a run that is resumed was begun with; auto keeps to it where it can.
     """

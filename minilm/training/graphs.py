@@ -1,9 +1,9 @@
 """An update launched whole, as one CUDA graph: train.graphs=on.
 
 An eager update of a small model takes the host longer to launch than a GPU to compute: the capstone's is 9 ms of
-kernels on an H100, in 515 launches for which a slow host took 44 ms. A CUDA graph holds them all, with their addresses,
-and is launched as one. The first updates are eager, so that all that is made once is there: the optimizer's moments, the
-libraries' workspaces, what torch.compile makes.
+kernels on an H100, in 515 launches for which a slow host took 44 ms. A CUDA graph holds them all, with their
+addresses, and is launched as one. The first updates are eager, so that all that is made once is there: the optimizer's
+moments, the libraries' workspaces, what torch.compile makes.
 """
 
 from __future__ import annotations

@@ -428,3 +428,28 @@ def test_the_size_at_which_nanogpt_ran_is_among_those_shown(tmp_path):
     head, table = report.training_rows(machine_of(tmp_path, results(train=rows)))
     assert head[1:4] == ["T=64 B=2", "T=128 B=2", "T=256 B=2"]
     assert next(row for row in table if row[0] == "nanogpt eager")[1].startswith("500")
+
+
+def tuned(problem, before, after):
+    config = {"BLOCK": 64, "num_warps": 4}
+    row = {"problem": problem, "before": config, "chosen": config | {"num_warps": 8}, "refused": 0, "candidates": 9}
+    return row | {"before_ms": [before], "chosen_ms": [after], "speedup": before / after}
+
+
+def test_what_tuning_changed_what_tests_said_and_what_a_reader_must_know_is_told(written):
+    content = results(
+        [op_row("triton", 2e-3), op_row("torch", 3e-3)],
+        tune=[tuned("a", 0.9, 0.3), tuned("b", 0.4, 0.3), tuned("c", 0.5, 0.5), {"problem": "d", "status": "crashed"}],
+        stages={"tests": {"pytest": "5 passed", "failed": ["one", "two"]}},
+    )
+    content["machine"]["notes"] = ["Measured on a Sunday."]
+    code, readme = written(content)
+    assert code == 0 and "\nMeasured on a Sunday.\n" in readme
+    assert (
+        "Block sizes tuned on this chip: 3 entries of the table, of which 2 changed and made their kernels 2.00 times "
+        "as fast in the geometric mean, at most 3.00 times (a)." in readme
+    )
+    every = (written.folder / "results" / "abacus.md").read_text()
+    assert "| a | BLOCK 64 warps 4 | 900 us | BLOCK 64 warps 8 | 300 us | 3.00 |" in every
+    assert "| c | BLOCK 64 warps 4 | 500 us |  |  |  |" in every and "crashed" not in every
+    assert "- tests, pytest: 5 passed\n- tests, failed: one; two\n" in every

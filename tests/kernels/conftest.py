@@ -33,7 +33,8 @@ def device() -> str:
 @pytest.fixture
 def nan_filled_empties():
     """Fills what torch.empty and its kin return with NaN, so that an element never written shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # which switches on fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True  # which a deterministic training has switched off
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 

@@ -48,14 +48,16 @@ def test_no_pass_spills_and_every_product_is_a_wgmma(kernel, width, compiled):
 
 
 @both_widths
-@pytest.mark.parametrize(("kernel", "rows_of_numbers"), list(zip(PASSES, (0, 2, 8), strict=True)))
+@pytest.mark.parametrize(("kernel", "rows_of_numbers"), list(zip(PASSES, (0, 2, 4), strict=True)))
 def test_every_tile_is_loaded_128_bits_at_a_time(kernel, rows_of_numbers, width, compiled):
-    """What is loaded in less are lse and delta, one number a row."""
+    """What is loaded in less are lse and delta, one number a row: by dK and dV in two loops, as often as they have
+    stages."""
     figures = compiled[0][width, kernel]
     if triton.__version__ < "3.7" and kernel == "_key_gradient_kernel":
         pytest.skip("Triton 3.6 loads lse and delta once for each thread that needs them")
     assert figures["loads_128"] > 0
-    assert figures["loads"] - figures["loads_128"] <= rows_of_numbers
+    stages = figures["config"]["num_stages"] if kernel == "_key_gradient_kernel" else 1
+    assert figures["loads"] - figures["loads_128"] <= rows_of_numbers * stages
 
 
 def test_the_multiprocessor_holds_two_blocks_of_every_pass_at_width_64(compiled):
