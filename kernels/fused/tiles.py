@@ -49,17 +49,11 @@ def tile_descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """
     B, H, T, D = x.shape
     stride_b, stride_h, stride_t, stride_d = x.stride()
+    if x.element_size() != 2 or D not in (16, 32, 64, 128, 256) or stride_d != 1 or stride_t < D:
+        return None
     per_row = 1 if stride_h % stride_t == 0 else H  # heads that lie side by side in a row
     columns = (per_row - 1) * stride_h + D
-    possible = (
-        x.element_size() == 2
-        and D in (16, 32, 64, 128, 256)
-        and stride_d == 1
-        and stride_t % 8 == stride_b % stride_t == x.data_ptr() % 16 == 0
-        and columns <= stride_t
-        and stride_b < 2**31
-    )
-    if not possible:
+    if stride_t % 8 or stride_b % stride_t or x.data_ptr() % 16 or columns > stride_t or stride_b >= 2**31:
         return None
     rows_of_all = (B - 1) * (stride_b // stride_t) + (H - 1) * (stride_h // stride_t) + T
     return TensorDescriptor(x, [rows_of_all, columns], [stride_t, 1], [rows, D])

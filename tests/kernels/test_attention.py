@@ -343,6 +343,9 @@ def test_what_has_no_descriptor_is_read_by_pointers(device, monkeypatch):
     assert tile_descriptor(torch.zeros(2, 2, 32, 32, device=device), 16) is None
     assert tile_descriptor(torch.zeros(2, 2, 32, 36, device=device, dtype=torch.bfloat16)[..., :32], 16) is None
     assert tile_descriptor(torch.zeros(2, 2, 33, 40, device=device, dtype=torch.bfloat16)[..., 4:36], 16) is None
+    one = torch.zeros(2, 2, 1, 32, device=device, dtype=torch.bfloat16)
+    assert tile_descriptor(one.expand(2, 2, 32, 32), 16) is None  # every row is the same
+    assert tile_descriptor(one.expand(2, 2, 16, 32)[:, :1].expand(2, 2, 16, 32), 16) is None
     config = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "TMA": 1}
     monkeypatch.setattr(attention.tuning, "lookup", lambda *_, **__: config)
     for T, D, dtype in ((33, 32, torch.bfloat16), (32, 40, torch.bfloat16), (32, 32, torch.float32)):
