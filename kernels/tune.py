@@ -273,7 +273,7 @@ def _attention_problems(tma: bool) -> Iterator[Problem]:
     classes += [(d, width, None, LAST + 1) for d in (SINGLE, TF32) for width in (64, 128, 32, 256, 16)]
     for dtypes, width, length, rank in classes:
         odd = {64: 40, 128: 96}.get(width, width)
-        checks = ((width, (2, 3, 333)), (odd, (1, 2, 513)), (width, (2, 2, 512)))  # the last without masks, or by TMA
+        checks: tuple[Call, ...] = ((width, (2, 3, 333)), (odd, (1, 2, 513)), (width, (2, 2, 512)))  # the last by TMA
         checks += ((width, (1, 4, 2, 512)),)  # grouped heads, which may spill where others do not
         half = dtypes == HALF
         owned = tuple(product((64, 128) if half else (16, 32, 64, 128), (4, 8)))  # rows of a program, and its warps
@@ -307,9 +307,13 @@ def _decode_problems(multiprocessors: int) -> Iterator[Problem]:
         yield Problem("decode", dtypes, width, None, checks, calls, grid, rank)
     grid = _grid(BLOCK_SPLITS=(4, 8, 16, 32), num_warps=(1, 2, 4), num_stages=[1])
     for dtypes, rank in ((HALF, 7), (SINGLE, LAST + 2)):
-        checks = ((64, (2, 4, 333)), (40, (1, 2, 900)), (256, (1, 2, 900)))  # of all widths, the widest spills first
+        of_merge: tuple[Call, ...] = (
+            (64, (2, 4, 333)),
+            (40, (1, 2, 900)),
+            (256, (1, 2, 900)),
+        )  # the widest spills first
         calls = ((64, (1, 8, 16_384)), (128, (8, 8, 4096)))
-        yield Problem("decode_merge", dtypes, None, None, checks, calls, grid, rank)
+        yield Problem("decode_merge", dtypes, None, None, of_merge, calls, grid, rank)
 
 
 def _layer_norm_problems(multiprocessors: int) -> Iterator[Problem]:
