@@ -69,8 +69,8 @@ def _forward_kernel(
     k_ptr += head_offset(b, h // GROUP, stride_kb, stride_kh, ALIGNED)
     v_ptr += head_offset(b, h // GROUP, stride_vb, stride_vh, ALIGNED)
     out_ptr += head_offset(b, h, stride_ob, stride_oh, ALIGNED)
-    k_row, k_column = place_of_head(b, h // GROUP, stride_kb, stride_kh, stride_kt)
-    v_row, v_column = place_of_head(b, h // GROUP, stride_vb, stride_vh, stride_vt)
+    k_row, k_column = place_of_head(k_tiles, b, h // GROUP, stride_kb, stride_kh, stride_kt)
+    v_row, v_column = place_of_head(v_tiles, b, h // GROUP, stride_vb, stride_vh, stride_vt)
     lse_ptr += head.to(tl.int64) * Tq
 
     offs_m = start_m + tl.arange(0, BLOCK_M)
@@ -132,8 +132,8 @@ def _query_gradient_kernel(
     out_ptr += head_offset(b, h, stride_ob, stride_oh, ALIGNED)
     do_ptr += head_offset(b, h, stride_dob, stride_doh, ALIGNED)
     dq_ptr += head_offset(b, h, stride_dqb, stride_dqh, ALIGNED)
-    k_row, k_column = place_of_head(b, h // GROUP, stride_kb, stride_kh, stride_kt)
-    v_row, v_column = place_of_head(b, h // GROUP, stride_vb, stride_vh, stride_vt)
+    k_row, k_column = place_of_head(k_tiles, b, h // GROUP, stride_kb, stride_kh, stride_kt)
+    v_row, v_column = place_of_head(v_tiles, b, h // GROUP, stride_vb, stride_vh, stride_vt)
     lse_ptr += head.to(tl.int64) * Tq
     delta_ptr += head.to(tl.int64) * Tq
 
@@ -220,9 +220,9 @@ def _key_gradient_kernel(
             q_head = q_ptr + head_offset(0, member, 0, stride_qh, ALIGNED)
             do_head = do_ptr + head_offset(0, member, 0, stride_doh, ALIGNED)
             numbers = tl.cast(member, tl.int64) * Tq + offs_m
-            row, column = place_of_head(b, h_kv * GROUP + member, stride_qb, stride_qh, stride_qt)
+            row, column = place_of_head(q_tiles, b, h_kv * GROUP + member, stride_qb, stride_qh, stride_qt)
             q = next_tile(q_tiles, row, column, q_head, stride_qt, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN)
-            row, column = place_of_head(b, h_kv * GROUP + member, stride_dob, stride_doh, stride_dot)
+            row, column = place_of_head(do_tiles, b, h_kv * GROUP + member, stride_dob, stride_doh, stride_dot)
             do = next_tile(
                 do_tiles, row, column, do_head, stride_dot, start_m, Tq, BLOCK_M, D, BLOCK_D, INDEX, not EVEN
             )

@@ -49,20 +49,24 @@ def tile_descriptor(x: Tensor, rows: int) -> TensorDescriptor | None:
     """
     B, H, T, D = x.shape
     stride_b, stride_h, stride_t, stride_d = x.stride()
-    if x.element_size() != 2 or D not in (16, 32, 64, 128, 256) or stride_d != 1 or stride_t < D:
+    if x.numel() == 0 or x.element_size() != 2 or D not in (16, 32, 64, 128, 256) or stride_d != 1 or stride_t < D:
         return None
-    per_row = 1 if stride_h % stride_t == 0 else H  # heads that lie side by side in a row
-    columns = (per_row - 1) * stride_h + D
-    if stride_t % 8 or stride_b % stride_t or x.data_ptr() % 16 or columns > stride_t or stride_b >= 2**31:
+    side_by_side = 1 if stride_h % stride_t == 0 else H  # heads in a row
+    columns = (side_by_side - 1) * stride_h + D
+    rows_in_all = (B - 1) * (stride_b // stride_t) + (H - 1) * (stride_h // stride_t) + T
+    aligned = stride_t % 8 == stride_b % stride_t == x.data_ptr() % 16 == 0
+    if not aligned or columns > stride_t or max(stride_b, stride_h, rows_in_all) >= 2**31:  # counted in 32 bits
         return None
-    rows_of_all = (B - 1) * (stride_b // stride_t) + (H - 1) * (stride_h // stride_t) + T
-    return TensorDescriptor(x, [rows_of_all, columns], [stride_t, 1], [rows, D])
+    return TensorDescriptor(x, [rows_in_all, columns], [stride_t, 1], [rows, D])
 
 
 @triton.jit
-def place_of_head(b, h, stride_b, stride_h, stride_t):
-    """(row, column) at which a head begins in the matrix of its descriptor."""
-    return b * (stride_b // stride_t) + h * (stride_h // stride_t), h * (stride_h % stride_t)
+def place_of_head(tiles, b, h, stride_b, stride_h, stride_t):
+    """(row, column) at which a head begins in the matrix of its descriptor. Where there is none stride_t may be 0."""
+    if tiles is None:
+        return 0, 0
+    else:
+        return b * (stride_b // stride_t) + h * (stride_h // stride_t), h * (stride_h % stride_t)
 
 
 @triton.jit

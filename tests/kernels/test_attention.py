@@ -337,6 +337,16 @@ def test_tiles_that_the_chip_fetches_give_the_same_bits(B, H, Hkv, Tq, Tk, D, la
         assert torch.equal(by_pointer, by_descriptor)
 
 
+def test_no_queries_are_allowed_where_tiles_are_fetched(device, monkeypatch):
+    """dK and dV of keys that no query sees are zero."""
+    config = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "TMA": 1}
+    monkeypatch.setattr(attention.tuning, "lookup", lambda *_, **__: config)
+    q, k, v = (torch.ones(1, 2, T, 32, device=device, dtype=torch.bfloat16, requires_grad=True) for T in (0, 64, 64))
+    out = attention.causal_attention(q, k, v)
+    dq, dk, dv = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
+    assert out.shape == dq.shape == q.shape and not dk.any() and not dv.any()
+
+
 def test_what_has_no_descriptor_is_read_by_pointers(device, monkeypatch):
     """Ragged lengths, float32, odd widths, rows that are not on 16 bytes."""
     assert tile_descriptor(torch.zeros(2, 2, 32, 40, device=device, dtype=torch.bfloat16), 16) is None
@@ -346,6 +356,8 @@ def test_what_has_no_descriptor_is_read_by_pointers(device, monkeypatch):
     one = torch.zeros(2, 2, 1, 32, device=device, dtype=torch.bfloat16)
     assert tile_descriptor(one.expand(2, 2, 32, 32), 16) is None  # every row is the same
     assert tile_descriptor(one.expand(2, 2, 16, 32)[:, :1].expand(2, 2, 16, 32), 16) is None
+    far = torch.empty_strided((1, 2, 16, 32), (4096, 2**31, 128, 1), device="meta", dtype=torch.bfloat16)
+    assert tile_descriptor(far, 16) is None  # a descriptor counts in 32 bits
     config = {"BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4, "num_stages": 1, "TMA": 1}
     monkeypatch.setattr(attention.tuning, "lookup", lambda *_, **__: config)
     for T, D, dtype in ((33, 32, torch.bfloat16), (32, 40, torch.bfloat16), (32, 32, torch.float32)):
