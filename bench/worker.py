@@ -209,10 +209,11 @@ def try_contexts(rows: Rows, device: torch.device, until: float) -> None:
 def tune(rows: Rows, device: torch.device, until: float, **_: Any) -> None:
     """The tables of this chip, into the user's folder, which the later stages read. What is finished stays as it is."""
     from kernels import tune as tuning
+    from kernels.tune_problems import problems
 
     for key in rows.crashed:
         problem = key.removesuffix(tuning.FINALS)
-        if problem in map(str, tuning.problems()) and problem not in rows.finished:
+        if problem in map(str, problems()) and problem not in rows.finished:
             rows.write("tune", problem, [{"problem": problem, "status": CRASHED}])
 
     def say(outcome: tuning.Outcome) -> None:
@@ -240,7 +241,7 @@ def exercise(device: torch.device, share: str | None = None, family: str | None 
     each call once it has ended.
     """
     from kernels import fused
-    from kernels.tune import TF32, problems
+    from kernels.tune_problems import TF32, problems
 
     if family == "loss_alone":
         return exercise_loss(device)

@@ -4,14 +4,14 @@ The judge is kernels.reference in float64. What is allowed is relative to what t
 inputs, so one rule serves every dtype, width and length, and nobody widens it by hand (the rule of FlashAttention's
 own tests, Dao 2023).
 
-How much plain PyTorch errs also hangs on the order in which a library adds, which differs between machines and may
-happen to be a kind one. What counts is therefore the largest error over three orders of the same sums: as the library
-adds, one term after another from the first, and one after another from the last. The last two take long and are only
-computed where the first refuses: they can allow more, never less.
+How much plain PyTorch errs also hangs on the order in which a library adds up the products of matrices, which differs
+between machines and may happen to be a kind one. What counts is therefore the largest error over three orders of the
+same sums: as the library adds, one product after another from the first, and one after another from the last. The last
+two take long and are only computed where the first refuses: they can allow more, never less. Sums along a row, as in
+norms and softmax, stay the library's: kernels add them by halves too, and one after another would allow anything.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -89,18 +89,9 @@ class Judge:
         return found
 
 
-# Sums inside an operator become aten.sum and aten.mm
-_COMPOSED = get_decompositions(
-    [
-        aten._softmax, aten._softmax_backward_data, aten._log_softmax, aten._log_softmax_backward_data,
-        aten.nll_loss_forward, aten.addmm,
-    ]
-)  # fmt: skip
-
-
 class _OneAfterAnother(TorchDispatchMode):
-    """Where it is in force, products of matrices, sums and means add term by term: those of kernels.reference, of its
-    gradients and of linear layers. Operators that are not named here add as ever.
+    """Where it is in force, products of matrices add term by term: those of kernels.reference, of its gradients and of
+    linear layers. Other operators add as ever.
 
     Accumulators are float32 for inputs of 32 bits and fewer and the result is rounded to their dtype at the end, as
     libraries and tensor cores do it. A product is rounded before it is added, so that every machine finds the same.
@@ -112,15 +103,11 @@ class _OneAfterAnother(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _COMPOSED:
+        if func == aten.addmm.default:
             with self:
-                return _COMPOSED[func](*args, **kwargs)
+                return _ADDMM(*args, **kwargs)
         if func in (aten.mm.default, aten.bmm.default):
             return self._product(*args)
-        if func in (aten.sum.default, aten.sum.dim_IntList) and args[0].is_floating_point():
-            return self._sum(*args, **kwargs)
-        if func == aten.mean.dim:
-            return self._mean(*args, **kwargs)
         return func(*args, **kwargs)
 
     def _product(self, a: Tensor, b: Tensor) -> Tensor:
@@ -131,25 +118,8 @@ class _OneAfterAnother(TorchDispatchMode):
             total += column * row
         return total.to(a.dtype)
 
-    def _sum(
-        self, x: Tensor, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        dims = sorted(d % x.ndim for d in dim or range(x.ndim))
-        rest = [d for d in range(x.ndim) if d not in dims]
-        terms = _wide(x if dtype is None else x.to(dtype)).permute(dims + rest)
-        terms = terms.reshape(math.prod(terms.shape[: len(dims)]), *terms.shape[len(dims) :])
-        total = terms.new_zeros(terms.shape[1:])
-        for term in terms.unbind()[:: self.step]:
-            total += term
-        if keepdim:
-            total = total.view([1 if d in dims else n for d, n in enumerate(x.shape)])
-        return total.to(dtype or x.dtype)
 
-    def _mean(
-        self, x: Tensor, dim: Sequence[int], keepdim: bool = False, *, dtype: torch.dtype | None = None
-    ) -> Tensor:
-        total = self._sum(_wide(x if dtype is None else x.to(dtype)), dim, keepdim)
-        return (total / math.prod(x.shape[d] for d in dim)).to(dtype or x.dtype)
+_ADDMM = get_decompositions([aten.addmm])[aten.addmm.default]
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -296,7 +296,7 @@ def test_a_family_that_is_not_clean_comes_first_and_hides_no_other():
 
 def test_the_parts_of_the_exercise_are_all_of_it_once(monkeypatch, capsys):
     pytest.importorskip("triton")
-    from kernels.tune import KERNELS, TF32, Problem
+    from kernels.tune_problems import KERNELS, TF32, Problem
 
     ran = []
     monkeypatch.setattr(Problem, "run", lambda self, ops, call, device: ran.append((str(self), call)))

@@ -40,6 +40,17 @@ def nan_filled_empties():
 
 
 @pytest.fixture
+def user_folder(tmp_path, monkeypatch):
+    """A user's folder of tuning tables, of this test alone and empty at first."""
+    from kernels.fused import tuning
+
+    monkeypatch.setenv("MINILM_DATA", str(tmp_path))
+    tuning.forget()
+    yield tmp_path / "tuned"
+    tuning.forget()
+
+
+@pytest.fixture
 def tiles(monkeypatch):
     """Small tiles of attention, so that short sequences have several; call it for others. BLOCK_M and BLOCK_N differ on
     purpose."""

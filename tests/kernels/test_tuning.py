@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from kernels.fused import tuning
 
+pytestmark = pytest.mark.usefixtures("user_folder")
 CPU = torch.device("cpu")
 
 
@@ -23,15 +24,6 @@ def numbered(warps, **bounds):
 
 def warps(op="attention_forward", dtype=torch.float16, width=64, length=128):
     return tuning.lookup(op, CPU, dtype, width=width, length=length)["num_warps"]
-
-
-@pytest.fixture(autouse=True)
-def user_folder(tmp_path, monkeypatch):
-    """A user's folder of this test alone, empty at first."""
-    monkeypatch.setenv("MINILM_DATA", str(tmp_path))
-    tuning.forget()
-    yield tmp_path / "tuned"
-    tuning.forget()
 
 
 @pytest.fixture
