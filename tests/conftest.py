@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors here are small: more threads only wait for each other
+
+# No test fails by the clock: on a busy machine an example may take any time. Fixtures of a test serve all its examples.
+settings.register_profile(
+    "minilm", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("minilm")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -195,7 +195,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Sampling)])
     @given(value=st.floats() | st.integers(-3, 3))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_a_setting_gives_a_token_or_is_refused_by_name(self, field, value):
         try:
             sampling = Sampling(**{field: int(value) if field == "top_k" and math.isfinite(value) else value})

@@ -221,6 +221,7 @@ class Loop:
                 stopping = stopping or (self.lacks_evaluation() and self.stopping())
             if state.step != self.saved or left:
                 self.save_last()
+        self.captured = None  # else it, this loop and the graph's memory would wait for Python's collector
         return self.conclude()
 
     def finished(self) -> bool:

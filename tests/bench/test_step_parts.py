@@ -9,6 +9,7 @@ import torch
 import kernels
 from bench import breakdown, inside, memory, steps
 from minilm.config import build
+from minilm.training import graphs
 from minilm.training.facts import estimate_memory
 
 CPU = torch.device("cpu")
@@ -232,3 +233,10 @@ def test_the_longest_context_fits_and_a_longer_one_does_not():
     none = memory.longest("tiny", 2**20, CPU, torch.float32)
     assert {row["context_length"] for row in none} == {None}
     assert found["torch", True] > found["torch", False]
+
+
+def test_the_memory_of_a_captured_update_is_what_is_held_once_the_graph_is_there(monkeypatch):
+    """An eager update's peak would not have the graph's pool in it."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100 + 1000 * (len(made) > graphs.EAGER_UPDATES))
+    assert steps._with_graph(lambda: made.append("update"), CPU, 100) == 1000

@@ -25,7 +25,7 @@ from minilm.training.loop import Result
 from tests.faults import victim
 
 LONG = pytest.mark.faults
-CALM = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
+CALM = {"suppress_health_check": list(HealthCheck), "database": None, "derandomize": True}
 
 KEYS = [f"{section}.{name}" for section, kind in SECTIONS.items() for name in kind.__dataclass_fields__]
 WORDS = ["nan", "inf", "-inf", "1e400", "-1", "0", "1", "1e9", "None", "", "true", "²", "٣", "1_0", "\0", "auto", "🦜"]

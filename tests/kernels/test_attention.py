@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from attention_checks import DTYPES, SEED, draw, heads_of, hold_the_rule, packed, with_gradients
 from error_rule import assert_close_by_rule
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
@@ -51,7 +51,7 @@ def test_output_and_gradients_are_as_close_as_the_dtype_allows(B, H, Hkv, Tq, Tk
     hold_the_rule(inputs, dtype, upstream)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, derandomize=True)
 @given(
     Tk=st.integers(1, 70), missing=st.integers(0, 40), group=st.integers(1, 3), D=st.integers(1, 72),
     dtype=st.sampled_from(DTYPES), dropout_p=st.sampled_from((0.0, 0.3)),

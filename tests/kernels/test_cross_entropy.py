@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from error_rule import assert_close_by_rule
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import (
     DTYPES,
@@ -70,7 +70,7 @@ def test_a_vocabulary_of_256k(V, device):
     assert_agrees(*losses(targets), inputs, [UPSTREAM[0].to(device)])
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, derandomize=True)
 @given(
     N=st.integers(2, 9),
     C=st.integers(8, 40),

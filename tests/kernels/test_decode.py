@@ -51,7 +51,7 @@ def test_any_number_of_splits_gives_the_same_answer(programs, dtype, device, mon
     assert_agrees(*draw(5, 4, 2, 200, 32, dtype, device), lengths)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     B=st.integers(1, 3), Hkv=st.integers(1, 3), group=st.integers(1, 5), S=st.integers(1, 90),
     D=st.sampled_from([8, 16, 24, 64]), dtype=st.sampled_from(DTYPES), data=st.data(),

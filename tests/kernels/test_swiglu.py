@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_checks import (
     DTYPES,
@@ -42,7 +42,7 @@ def test_values_and_gradients_keep_the_error_rule(form, dtype, shape, device, na
     assert_agrees(*OPS[form], *case(form, shape, dtype, device))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, derandomize=True)
 @given(
     form=st.sampled_from(list(OPS)),
     leading=st.lists(st.integers(1, 5), min_size=0, max_size=3),

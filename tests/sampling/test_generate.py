@@ -56,7 +56,7 @@ class TestWholeCharacters:
         assert set(BYTES) == set(pre_tokenizers.ByteLevel.alphabet()) and sorted(BYTES.values()) == list(range(256))
 
     @given(data=st.data())
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def test_pieces_add_up_to_the_whole_and_never_end_within_a_character(self, data, bytes_of_text):
         """Any tokens at all, those too that no text gives."""
         size = bytes_of_text.vocab_size

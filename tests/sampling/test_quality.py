@@ -37,7 +37,7 @@ def grams_of(units, n):
 # The suffix index
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text("ab", min_size=1, max_size=200) | st.text("abcdef é漢", min_size=1, max_size=200), query=SOME)
 def test_the_longest_match_from_every_place_is_found(text, query):
     query += text[3:40] + "z" + text[-20:]
@@ -90,7 +90,7 @@ def test_words_are_runs_of_letters_and_one_that_is_cut_is_left_out(text, words):
 # The figures
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(words=WORDS, n=st.integers(1, 4))
 def test_a_group_of_words_is_repeated_where_it_stood_before(words, n):
     grams = grams_of(words, n)
@@ -98,7 +98,7 @@ def test_a_group_of_words_is_repeated_where_it_stood_before(words, n):
     assert repeated(words, n) == (before, len(grams))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(words=WORDS, n=st.sampled_from([1, 2]), length=st.integers(2, 20))
 def test_distinct_is_counted_in_so_many_words_and_not_in_fewer(words, n, length):
     grams = grams_of(words[:length], n)
@@ -106,14 +106,14 @@ def test_distinct_is_counted_in_so_many_words_and_not_in_fewer(words, n, length)
     assert distinct(words, n, length) == ((len(kinds), len(grams)) if len(words) >= length else (0, 0))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=SOME, query=SOME, n=st.integers(1, 10))
 def test_an_ngram_of_characters_is_new_where_the_training_text_lacks_it(text, query, n):
     grams = [query[i : i + n] for i in range(len(query) - n + 1)]
     assert novel(Training(text).matches(query), n) == (sum(gram not in text for gram in grams), len(grams))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(words=WORDS.filter(len), query=WORDS, n=st.integers(1, 10))
 def test_an_ngram_of_words_is_new_where_the_training_text_lacks_it(words, query, n):
     training = Training(" ".join(words) + " ", by="word")

@@ -8,7 +8,7 @@ import torch
 
 from minilm.config import TrainConfig
 from minilm.errors import UserError
-from minilm.training import checkpoint, graphs, journal
+from minilm.training import checkpoint, graphs, journal, loop
 from minilm.training.graphs import EAGER_UPDATES, CapturedUpdate
 from minilm.training.optimizer import build_optimizers
 from tests.training.test_resume import assert_same_run, reduced, run, stop_after
@@ -98,6 +98,15 @@ def test_a_captured_training_that_is_resumed_has_the_same_bits(optimizer, stand_
         run(config, tmp_path / "parts")
     run(config, tmp_path / "parts", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_training_that_is_over_holds_no_graph(stand_in, tmp_path, text_file, monkeypatch):
+    """The graph knows its loop and the loop its graph: together they would wait for Python's collector, on a GPU."""
+    held = []
+    conclude = loop.Loop.conclude
+    monkeypatch.setattr(loop.Loop, "conclude", lambda self: held.append(self.captured) or conclude(self))
+    run(reduced("tiny", text_file, graphs="on"), tmp_path / "run")
+    assert len(stand_in) == 1 and held == [None]
 
 
 def test_what_is_restored_is_captured_anew(stand_in):
