@@ -4,17 +4,19 @@ The judge is kernels.reference in float64. What is allowed is relative to what t
 inputs, so one rule serves every dtype, width and length, and nobody widens it by hand (the rule of FlashAttention's
 own tests, Dao 2023).
 
-How much plain PyTorch errs also hangs on the order in which a library adds up the products of matrices, which differs
-between machines and may happen to be a kind one. What counts is therefore the largest error over three orders of the
-same sums: as the library adds, one product after another from the first, and one after another from the last. The last
-two take long and are only computed where the first refuses: they can allow more, never less. Sums along a row, as in
-norms and softmax, stay the library's: kernels add them by halves too, and one after another would allow anything.
+How much plain PyTorch errs also hangs on how a library happens to add up the products of matrices: in which order,
+which differs between machines, and on what factor, for a partial sum is rounded as coarsely as its power of two. What
+counts is therefore the largest error over six ways to take the same sums: as the library adds, one product after
+another from the first, and from the last, and as the library adds 5/4, 6/4 and 7/4 of every term. All but the first are
+only computed where it refuses: they can allow more, never less. Sums along a row, as in norms and softmax, stay the
+library's: kernels add them by halves too, and one after another would allow anything.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,17 +91,17 @@ class Judge:
         return found
 
 
-class _OneAfterAnother(TorchDispatchMode):
-    """Where it is in force, products of matrices add term by term: those of kernels.reference, of its gradients and of
-    linear layers. Other operators add as ever.
+class _Products(TorchDispatchMode):
+    """Where it is in force, `product` takes the products of matrices: those of kernels.reference, of its gradients and
+    of linear layers. Other operators are as ever.
 
-    Accumulators are float32 for inputs of 32 bits and fewer and the result is rounded to their dtype at the end, as
-    libraries and tensor cores do it. A product is rounded before it is added, so that every machine finds the same.
+    product(a, b): a (..., M, K), b (..., K, N), float32 where the inputs have 32 bits or fewer; the result is rounded
+    to their dtype, as libraries and tensor cores do it.
     """
 
-    def __init__(self, backwards: bool):
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
-        self.step = -1 if backwards else 1
+        self.product = product
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -107,16 +109,9 @@ class _OneAfterAnother(TorchDispatchMode):
             with self:
                 return _ADDMM(*args, **kwargs)
         if func in (aten.mm.default, aten.bmm.default):
-            return self._product(*args)
+            a, b = args
+            return self.product(_wide(a), _wide(b)).to(a.dtype)
         return func(*args, **kwargs)
-
-    def _product(self, a: Tensor, b: Tensor) -> Tensor:
-        """a (..., M, K), b (..., K, N)."""
-        columns, rows = _wide(a)[..., None].unbind(-2), _wide(b)[..., None, :].unbind(-3)  # (..., M, 1), (..., 1, N)
-        total = _wide(a).new_zeros(*a.shape[:-1], b.shape[-1])
-        for column, row in zip(columns[:: self.step], rows[:: self.step], strict=True):
-            total += column * row
-        return total.to(a.dtype)
 
 
 _ADDMM = get_decompositions([aten.addmm])[aten.addmm.default]
@@ -126,6 +121,21 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _one_after_another(a: Tensor, b: Tensor, step: int) -> Tensor:
+    """A product is rounded before it is added, so that every machine finds the same."""
+    columns, rows = a[..., None].unbind(-2), b[..., None, :].unbind(-3)  # (..., M, 1), (..., 1, N)
+    total = a.new_zeros(*a.shape[:-1], b.shape[-1])
+    for column, row in zip(columns[::step], rows[::step], strict=True):
+        total += column * row
+    return total
+
+
+def _scaled(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    return (a * factor) @ b / factor
+
+
 ORDERS: tuple[AbstractContextManager[Any], ...] = (
-    contextlib.nullcontext(), _OneAfterAnother(False), _OneAfterAnother(True),
-)  # fmt: skip
+    contextlib.nullcontext(),
+    *(_Products(partial(_one_after_another, step=step)) for step in (1, -1)),
+    *(_Products(partial(_scaled, factor=factor)) for factor in (1.25, 1.5, 1.75)),
+)

@@ -12,7 +12,7 @@ from kernels import error_rule, reference
 from kernels.error_rule import ORDERS, Judge
 
 aten = torch.ops.aten
-FROM_FIRST, FROM_LAST = ORDERS[1:]
+FROM_FIRST, FROM_LAST = ORDERS[1:3]
 TARGETS = torch.tensor([3, -100, 6])
 REFERENCES = {
     "attention": (reference.causal_attention, [(2, 4, 5, 8), (2, 2, 9, 8), (2, 2, 9, 8)]),
@@ -48,7 +48,7 @@ def run(name, dtype, device):
     return outputs_and_gradients(op, inputs, [fresh(9, y.shape, torch.bfloat16, device).to(y.dtype) for y in outputs])
 
 
-@pytest.mark.parametrize("order", [FROM_FIRST, FROM_LAST], ids=["from the first", "from the last"])
+@pytest.mark.parametrize("order", ORDERS[1:], ids=["from the first", "from the last", "5/4", "6/4", "7/4"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_every_order_gives_the_same_sums_in_the_same_dtypes(name, dtype, order, device):
@@ -138,7 +138,7 @@ def test_another_order_is_computed_once_and_only_where_the_librarys_refuses(devi
     for _ in range(2):
         assert not judge([slow])[0].fault and calls == [0, 1]
     verdict = judge([slow * (1 + 1e-3)])[0]
-    assert verdict.fault and verdict.allowed >= judge([slow])[0].allowed and calls == [0, 1, 2]
+    assert verdict.fault and verdict.allowed >= judge([slow])[0].allowed and len(calls) == len(ORDERS)
     assert "not finite" in judge([slow * math.nan])[0].fault and judge([slow[:4]])[0].fault.startswith("shape")
 
 
