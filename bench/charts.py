@@ -98,6 +98,8 @@ def _against_size(machine: Machine, family: Family) -> Figure:
         grid.setdefault(series(row), {}).setdefault(column, []).append(row)
     bands = []
     for one, columns in grid.items():
+        if family.name == "decode":
+            columns = dict(sorted(columns.items(), key=lambda item: item[1][0]["shape"]["B"]))
         panels = [_speed_panel(column, found, family, key, scale, unit) for column, found in columns.items()]
         shapes = [row["shape"] for found in columns.values() for row in found]
         bands.append((_heading(one, shapes, family) + _sizes(panels), panels))

@@ -13,16 +13,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol
 
 import torch
 from scipy import stats
 
+from kernels.device_clock import Held, device_clock
+
 Call = Callable[[], object]
 LEAST = 6  # rounds: the least and the largest of fewer are no 95% interval of their median
-TRIES = 4  # of a round, each with a longer hold
-SHORTEST_HOLD, LONGEST_HOLD = 20e-6, 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -94,76 +92,6 @@ def _seconds_of(call: Call, device: torch.device) -> float:
     call()
     synchronize(device)
     return time.perf_counter() - start
-
-
-class Event(Protocol):
-    """A point in the device's queue, as torch.cuda.Event."""
-
-    def record(self) -> None: ...
-    def query(self) -> bool: ...
-    def synchronize(self) -> None: ...
-    def elapsed_time(self, end: Event) -> float: ...  # in milliseconds
-
-
-class Clock(Protocol):
-    """What Held needs of a device: all of it queued, nothing waited for."""
-
-    def flush(self) -> None: ...
-    def sleep(self, seconds: float) -> None: ...
-    def event(self) -> Event: ...
-
-
-class Held:
-    """Times calls on a device that sleeps until the host has launched them; host: seconds a call by name."""
-
-    def __init__(self, clock: Clock, host: Mapping[str, float]):
-        self.clock = clock
-        self.hold = {name: max(2 * seconds, SHORTEST_HOLD) for name, seconds in host.items()}
-
-    def once(self, name: str, call: Call) -> tuple[float, bool]:
-        """(seconds on the device, whether the host was late). A round in which it was is done again, held longer."""
-        for _ in range(TRIES):
-            begin, end = self.clock.event(), self.clock.event()
-            self.clock.flush()
-            self.clock.sleep(self.hold[name])
-            begin.record()
-            call()
-            end.record()
-            late = begin.query()  # the device is past the sleep: it may have waited for the host since
-            end.synchronize()
-            if not late or self.hold[name] >= LONGEST_HOLD:
-                break
-            self.hold[name] = min(4 * self.hold[name], LONGEST_HOLD)
-        return begin.elapsed_time(end) * 1e-3, late
-
-
-class CudaClock:
-    """A GPU. Its L2 cache is flushed by reading: what was written would be written back while a call is timed."""
-
-    def __init__(self, device: torch.device):
-        cached = torch.cuda.get_device_properties(device).L2_cache_size
-        self.filler = torch.zeros(2 * cached // 4, dtype=torch.float32, device=device)
-        begin, end = self.event(), self.event()
-        for cycles in (10_000, 10_000_000):  # the first warms up
-            begin.record()
-            torch.cuda._sleep(cycles)
-            end.record()
-        end.synchronize()
-        self.cycles_per_s = cycles / (begin.elapsed_time(end) * 1e-3)
-
-    def flush(self) -> None:
-        self.filler.sum()
-
-    def sleep(self, seconds: float) -> None:
-        torch.cuda._sleep(int(seconds * self.cycles_per_s))
-
-    def event(self) -> torch.cuda.Event:
-        return torch.cuda.Event(enable_timing=True)
-
-
-@lru_cache
-def device_clock(device: torch.device) -> CudaClock:
-    return CudaClock(device)
 
 
 def start(device: torch.device) -> None:

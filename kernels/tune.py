@@ -25,17 +25,17 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from kernels import fused, machine_code, reference
 from kernels.backend import interpreted
+from kernels.device_clock import Held, device_clock
 from kernels.error_rule import Judge
 from kernels.fused import tuning
 from kernels.tune_compiling import Compiled, Compiling, OutOfTime, result
@@ -220,39 +220,15 @@ def _time_in_turn(
 
 # --- timing ----------------------------------------------------------------------------------------------------------
 
-HOST_CYCLES = 300_000  # of the device's clock, about 150 µs: more than most hosts take for a flush, two events, a call
-TRIES = 4  # each with a sleep 4 times as long as the one before
+HOST_SECONDS = 75e-6  # at first: what most hosts take for a launch
 
 
 def milliseconds(call: Callable[[], None], repeats: int) -> float:
-    """The median time on the device of `repeats` calls, each with a cold L2 cache; one more goes before them.
-
-    The cache is emptied by reading: zeroing would leave lines that are written back during the call. The device first
-    sleeps until the host has launched everything, so that it never waits for a launch while it is timed. If it woke
-    earlier, all is measured again after a longer sleep; the last of TRIES counts whether the host was late or not.
-    """
+    """The median time on the device of `repeats` calls, each with a cold L2 cache; one more goes before them."""
     call()
     torch.cuda.synchronize()
-    flush = _flush_buffer(torch.cuda.current_device())
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for attempt in range(TRIES):
-        torch.cuda._sleep(HOST_CYCLES * repeats * 4**attempt)
-        for start, end in events:
-            flush.sum()
-            start.record()
-            call()
-            end.record()
-        late = events[0][0].query()  # the device is past the sleep: it may have waited for the host since
-        torch.cuda.synchronize()
-        if not late:
-            break
-    return statistics.median(start.elapsed_time(end) for start, end in events)
-
-
-@lru_cache
-def _flush_buffer(device: int) -> Tensor:
-    size = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    return torch.zeros(size // 4, device=f"cuda:{device}")
+    held = Held(device_clock(torch.device("cuda", torch.cuda.current_device())), {"call": HOST_SECONDS})
+    return 1e3 * statistics.median(held.once("call", call)[0] for _ in range(repeats))
 
 
 # --- tuning ----------------------------------------------------------------------------------------------------------

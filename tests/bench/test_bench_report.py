@@ -367,6 +367,12 @@ def test_few_sizes_become_bars_with_their_numbers(tmp_path):
     ]
 
 
+def test_the_panels_of_decoding_stand_by_batch_whatever_was_measured_first(tmp_path):
+    rows = [op_row("torch", 0.1, op="decode_attention", B=B, H=3, T=64, D=16) for B in (1, 64, 8)]
+    axes = axes_of(drawn(machine_of(tmp_path, results(rows)), "decode"))
+    assert [one.get_title(loc="left") for one in axes] == ["batch 1", "batch 8", "batch 64"]
+
+
 def test_the_cross_entropy_figure_holds_time_and_peak_memory_by_case(tmp_path):
     rows = [
         op_row(name, 0.05, op="linear_cross_entropy", which="both", rows=8, width=4, vocab=vocab) | {"peak_bytes": peak}

@@ -170,63 +170,6 @@ def test_a_kernel_is_timed_with_the_second_stage_that_its_programs_make_necessar
         assert [launch.args[0].__name__ for launch in replay.args[0]] == expected
 
 
-class Device:
-    """A queue that works one thing after another, and a host that fills it. Both have a time of their own."""
-
-    def __init__(self, monkeypatch):
-        self.host = self.free = 0.0  # milliseconds: the host's now, and when the queue will be empty
-        self.slept = []
-        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event(self))
-        monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
-        monkeypatch.setattr(torch.cuda, "synchronize", self.wait)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(tune, "_flush_buffer", lambda _: SimpleNamespace(sum=lambda: self.launch(0.01, 0.03)))
-
-    def launch(self, host, device):
-        """A kernel that takes the host `host` milliseconds to launch, and then the device `device`."""
-        self.host += host
-        self.free = max(self.host, self.free) + device
-
-    def sleep(self, cycles):
-        self.slept.append(cycles)
-        self.launch(0.005, cycles / 2e6)
-
-    def wait(self):
-        self.host = max(self.host, self.free)
-
-
-class Event:
-    def __init__(self, device):
-        self.device = device
-
-    def record(self):
-        self.device.host += 0.001
-        self.at = max(self.device.host, self.device.free)
-
-    def query(self):
-        return self.at <= self.device.host
-
-    def elapsed_time(self, end):
-        return end.at - self.at
-
-
-@pytest.mark.parametrize(("host", "tries"), [(0.02, 1), (0.4, 2), (2.0, 3)], ids=["quick", "slow", "slower"])
-def test_a_host_later_than_the_devices_sleep_is_noticed_and_given_a_longer_one(host, tries, monkeypatch):
-    """Else the device would wait for the launches, and the host's time be taken for the kernels'."""
-    device = Device(monkeypatch)
-    found = tune.milliseconds(lambda: [device.launch(host / 2, 0.01) for _ in range(2)], 7)
-    assert found == pytest.approx(0.02, abs=0.002)
-    assert device.slept == [7 * tune.HOST_CYCLES * 4**i for i in range(tries)]
-
-
-def test_a_call_that_waits_for_the_device_is_timed_all_the_same(monkeypatch):
-    """No sleep is long enough for a host that waits for its end."""
-    device = Device(monkeypatch)
-    found = tune.milliseconds(lambda: [device.launch(0.02, 0.01), device.wait()], 7)
-    assert len(device.slept) == tune.TRIES
-    assert 0.01 < found < 0.1
-
-
 def test_a_table_written_by_tuning_is_read_and_keeps_every_other_entry(problem, user_folder):
     ops = {p.op for p in problems()}
     before = {str(p): p.present(CPU) for p in problems()}
