@@ -12,6 +12,7 @@ Under TRITON_INTERPRET nothing can be compiled, so this needs a process without 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import hashlib
 import inspect
@@ -21,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -190,14 +192,39 @@ def source_hashes() -> dict[str, str]:
     for module in CASES:
         digest = hashlib.sha256()
         for path in sorted(_sources(HERE / "fused" / f"{module}.py")):
-            digest.update(path.relative_to(HERE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+            code = as_compiled(path.read_text(encoding="utf-8"))
+            digest.update(f"{path.relative_to(HERE).as_posix()}\0{code}\0".encode())
         entries = {
             chip: {op: entries for op, entries in ops.items() if op.startswith(module)} for chip, ops in tables.items()
         }
-        functions = sorted({inspect.getsource(case.func) for case in CASES[module].values()})
+        functions = sorted({as_compiled(inspect.getsource(case.func)) for case in CASES[module].values()})
         digest.update(json.dumps([entries, sorted(CASES[module]), functions], sort_keys=True).encode())
         hashes[module] = digest.hexdigest()
     return hashes
+
+
+def as_compiled(source: str) -> str:
+    """Python source as its syntax tree in words: without comments, docstrings and layout, which no compiler sees.
+
+    Not ast.dump, whose words change with the version of Python: fields that are empty or say only how something was
+    written are left out, as later versions add more of them.
+    """
+
+    def words(node: Any) -> str:
+        if isinstance(node, list):
+            return " ".join(words(each) for each in node if not _is_docstring(each))
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        fields = {name: value for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment")}
+        said = {name: words(value) for name, value in fields.items() if value is not None}
+        return f"({type(node).__name__} {' '.join(f'{name}={value}' for name, value in said.items() if value)})"
+
+    return words(ast.parse(textwrap.dedent(source)))
+
+
+def _is_docstring(node: Any) -> bool:
+    """A string that is a statement."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _sources(path: Path) -> set[Path]:

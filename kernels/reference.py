@@ -10,6 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.arguments import (
+    check_attention,
+    check_decode,
+    check_loss,
+    check_norm,
+    check_packed,
+    check_swiglu,
+    check_swiglu_unpacked,
+)
 from kernels.dropout import keep_mask
 
 
@@ -33,8 +42,9 @@ def causal_attention(
     With dropout_p > 0 attention weights are dropped by kernels.dropout's mask for dropout_seed, and the rest are
     divided by 1 - dropout_p. Raises ValueError when Tq > Tk, H is no multiple of Hkv, or the seed is missing.
     """
+    check_attention(q, k, v, dropout_p, dropout_seed)
     B, H, Tq, D = q.shape
-    Tk = check_attention(q, k, v, dropout_p, dropout_seed)
+    Tk = k.shape[2]
     k, v = (x.repeat_interleave(H // k.shape[1], dim=1) for x in (k, v))  # (B, H, Tk, D)
     scores = (q @ k.transpose(-2, -1)) * (1 / math.sqrt(D) if scale is None else scale)  # (B, H, Tq, Tk)
     rows = torch.arange(Tk - Tq, Tk, device=q.device)
@@ -62,6 +72,7 @@ def decode_attention(
     q (B, H, 1, D); k_cache, v_cache (B, Hkv, S, D); lengths (B,) integers in 0..S. Returns (B, H, 1, D), zero where
     the length is 0.
     """
+    check_decode(q, k_cache, v_cache, lengths)
     H, D = q.shape[1], q.shape[3]
     k, v = (x.repeat_interleave(H // k_cache.shape[1], dim=1) for x in (k_cache, v_cache))
     filled = torch.arange(k.shape[2], device=q.device) < lengths[:, None]  # (B, S)
@@ -78,6 +89,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
 
     x (..., C); weight, bias (C,) in any floating dtype. The variance is the biased one.
     """
+    check_norm("layer_norm", x, weight, bias)
     wide = _wide(x)
     mean = wide.mean(dim=-1, keepdim=True)
     var = (wide - mean).square().mean(dim=-1, keepdim=True)
@@ -89,29 +101,34 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """(layer_norm(s), s) with s = x + residual, both in the dtype of residual. x, residual (..., C)."""
+    check_norm("add_layer_norm", x, weight, bias, residual)
     total = (residual + x).to(residual.dtype)
     return layer_norm(total, weight, bias, eps), total
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019), in the dtype of x."""
+    check_norm("rms_norm", x, weight, None)
     wide = _wide(x)
     return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight).to(x.dtype)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) with s = x + residual, both in the dtype of residual. x, residual (..., C)."""
+    check_norm("add_rms_norm", x, weight, None, residual)
     total = (residual + x).to(residual.dtype)
     return rms_norm(total, weight, eps), total
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) · up (Shazeer 2020, equation 5). gate_up (..., 2F) as gate | up; returns (..., F)."""
+    check_swiglu(gate_up)
     return swiglu_unpacked(*gate_up.chunk(2, dim=-1))
 
 
 def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up for gate and up apart, each (..., F)."""
+    check_swiglu_unpacked(gate, up)
     gate_, up_ = _wide(gate), _wide(up)
     return (gate_ * torch.sigmoid(gate_) * up_).to(gate.dtype)
 
@@ -124,7 +141,12 @@ def linear_cross_entropy(
     hidden (N, C); weight (V, C); targets (N,) int64, of which those equal to ignore_index do not count. With none
     that counts the loss is 0 and so is every gradient. chunk bounds the rows whose logits are alive together; in this
     plain version only where no gradient is wanted.
+
+    A target that is neither in 0..V-1 nor ignore_index raises IndexError here and in the torch backend on a CPU; on a
+    GPU PyTorch's loss ends with a device-side assertion. The triton backend, which asks the device nothing, makes the
+    loss and every gradient NaN.
     """
+    check_loss(hidden, weight, targets, chunk)
     total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
     for h, t in zip(hidden.split(chunk or len(hidden)), targets.split(chunk or len(targets)), strict=True):
         logits = _wide(h @ weight.T)  # (chunk, V)
@@ -134,11 +156,8 @@ def linear_cross_entropy(
 
 def unpack_heads(qkv: Tensor, n_heads: int, n_kv_heads: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Views q (B, H, T, D), k, v (B, Hkv, T, D) into a packed projection (B, T, (H + 2·Hkv)·D). Copies nothing."""
-    n_kv_heads = n_kv_heads or n_heads
-    if qkv.shape[-1] % (n_heads + 2 * n_kv_heads):
-        raise ValueError(
-            f"packed width {qkv.shape[-1]} is no multiple of {n_heads} query and 2 x {n_kv_heads} key-value heads"
-        )
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
+    check_packed(qkv, n_heads, n_kv_heads)
     # The split comes before the swap of T and heads, for in the backward pass the gradients of the parts are then put
     # together in the order of qkv. After it they would be put together as (B, H + 2·Hkv, T, D), and copied once more.
     parts = qkv.unflatten(-1, (n_heads + 2 * n_kv_heads, -1)).split((n_heads, n_kv_heads, n_kv_heads), dim=2)
@@ -149,18 +168,3 @@ def unpack_heads(qkv: Tensor, n_heads: int, n_kv_heads: int | None = None) -> tu
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """A view (B, H, T, D) into (B, T, H·D)."""
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
-
-
-def check_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, dropout_seed: int | Tensor | None) -> int:
-    """Tk, after the checks that every backend makes on the arguments of causal_attention; raises ValueError."""
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[-1] != k.shape[-1]:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not go together")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key-value heads")
-    if q.shape[2] > k.shape[2]:
-        raise ValueError(f"{q.shape[2]} queries against {k.shape[2]} keys: queries are the last rows of the keys")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p is {dropout_p}; it must be at least 0 and below 1")
-    if dropout_p > 0 and dropout_seed is None:
-        raise ValueError("dropout_p is above 0 and dropout_seed is missing; the mask is a function of the seed")
-    return k.shape[2]

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import dropout
+from kernels.arguments import check_attention
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
 from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
@@ -35,7 +36,7 @@ from kernels.fused.tiles import (
     store_tile,
     tile_descriptor,
 )  # fmt: skip
-from kernels.reference import check_attention, split_heads, unpack_heads
+from kernels.reference import split_heads, unpack_heads
 
 LOG2_E = math.log2(math.e)
 MAX_WIDTH = 256
@@ -97,8 +98,9 @@ def _forward_kernel(
             if DIAGONAL:
                 s = tl.where(columns[None, :] <= rows[:, None], s, float("-inf"))
             m_new = tl.maximum(m, tl.max(s, 1) * factor)
-            p = tl.exp2(s * factor - m_new[:, None])  # one fused multiply-add and one exponential an element
-            alpha = tl.exp2(m - m_new)
+            shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # of scores that are all -inf: -inf - -inf is NaN
+            p = tl.exp2(s * factor - shift[:, None])  # one fused multiply-add and one exponential an element
+            alpha = tl.exp2(m - shift)
             l = l * alpha + tl.sum(p, 1)
             if DROPOUT:
                 p = tl.where(dropout_keeps(row_keys[:, None], columns[None, :], dropout_threshold, BITS), p, 0.0)
@@ -500,7 +502,7 @@ def causal_attention_packed(
 
     q, k and v are read where they lie, and the gradient of qkv is written as one tensor. Raises as causal_attention.
     """
-    n_kv_heads = n_kv_heads or n_heads
+    n_kv_heads = n_heads if n_kv_heads is None else n_kv_heads
     q, k, v = unpack_heads(qkv, n_heads, n_kv_heads)
     check_attention(q, k, v, dropout_p, dropout_seed)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kernels.arguments import check_loss
 from kernels.fused import tuning
 from kernels.fused.autocast import autocast_dtype
 from kernels.fused.operators import cdiv, differentiable, operator
@@ -79,7 +80,7 @@ def _loss_and_dlogits(
         # never log total + shift: rounded to the size of the logits, it would lose the digits that count
         tl.store(losses_ptr + row, tl.log(total) - (at_target - shift))
         if GRADIENT:
-            inverse = 1.0 / total
+            inverse = tl.where(known, 1.0 / total, float("nan"))
             for TAIL in tl.static_range(2):
                 for start in range(WHOLE if TAIL else 0, V if TAIL else WHOLE, BLOCK_V):
                     v, x = _logits(row_ptr, start, V, PADDED, BLOCK_V, TAIL)
@@ -219,20 +220,15 @@ def linear_cross_entropy(
 
     hidden (N, C), weight (V, C): both float32, both float16 or both bfloat16; under autocast any of these, and the
     products are taken in autocast's dtype. targets (N,) int64, of which those equal to ignore_index do not count; with
-    none that counts the loss is 0 and so is every gradient. Any other target outside 0..V-1 makes the loss NaN and
-    reads nothing out of bounds: asking the device would stall every step, so targets are checked where data is opened.
+    none that counts the loss is 0 and so is every gradient. Any other target outside 0..V-1 makes the loss and every
+    gradient NaN and reads nothing out of bounds: asking the device would stall every step, so targets are checked where
+    data is opened.
     chunk: rows whose logits are alive together, default_chunk(V) unless given. Without a gradient to come
     (torch.no_grad, frozen inputs) only the loss is calculated. Raises ValueError for shapes and dtypes that do not go
     together.
     """
+    check_loss(hidden, weight, targets, chunk)
     check_dtypes("linear_cross_entropy", hidden, weight)
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
-        shapes = (tuple(x.shape) for x in (hidden, weight, targets))
-        raise ValueError("linear_cross_entropy takes (N, C), (V, C) and (N,), not {}, {} and {}".format(*shapes))
-    if targets.dtype != torch.int64:
-        raise ValueError(f"linear_cross_entropy takes int64 targets, not {targets.dtype}")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk is {chunk}; it must be at least 1 row, or None for the default")
     dtype = autocast_dtype(hidden) or hidden.dtype
     if hidden.dtype != weight.dtype and autocast_dtype(hidden) is None:
         raise ValueError(f"linear_cross_entropy of {dtype} and {weight.dtype}; without autocast both must be the same")

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arguments import check_decode
 from kernels.fused import tuning
 from kernels.fused.operators import cdiv, differentiable, next_power_of_2
 from kernels.fused.tiles import head_offset, load_tile
@@ -60,7 +61,8 @@ def _decode_kernel(
     q = tl.load(q_ptr + at, mask=inside, other=0.0)
 
     start = split * split_keys
-    end = tl.minimum(tl.minimum(start + split_keys, S), tl.load(lengths_ptr + b).to(tl.int32))
+    length = tl.load(lengths_ptr + b).to(tl.int32)
+    end = tl.minimum(tl.minimum(start + split_keys, S), length)
     acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
     m = tl.full((BLOCK_G,), float("-inf"), tl.float32)
     l = tl.zeros((BLOCK_G,), tl.float32)
@@ -71,8 +73,9 @@ def _decode_kernel(
             s = -s
         s = tl.where((start_n + tl.arange(0, BLOCK_N) < end)[None, :], s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1))
-        p = tl.exp2((s - m_new[:, None]) * scale_log2)  # scaled last: nothing is rounded to the size of the scores
-        alpha = tl.exp2((m - m_new) * scale_log2)
+        shift = tl.where(m_new == float("-inf"), 0.0, m_new)  # of scores that are all -inf: -inf - -inf is NaN
+        p = tl.exp2((s - shift[:, None]) * scale_log2)  # scaled last: nothing is rounded to the size of the scores
+        alpha = tl.exp2((m - shift) * scale_log2)
         l = l * alpha + tl.sum(p, 1)
         v = load_tile(v_ptr, stride_vt, start_n, end, BLOCK_N, D, BLOCK_D, INDEX, True)
         acc = tl.dot(p.to(v.dtype), v, acc * alpha[:, None], input_precision=PRECISION)
@@ -80,7 +83,7 @@ def _decode_kernel(
     row = tl.cast(b, tl.int64) * H + head
     if MERGED:
         at = tl.cast(b, tl.int64) * stride_ob + head.to(tl.int64)[:, None] * stride_oh + columns[None, :]
-        acc = acc / tl.where(l > 0, l, 1.0)[:, None]  # zeros where the length is 0
+        acc = acc / tl.where(length > 0, l, 1.0)[:, None]  # zeros where the length is 0
         tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=inside)
     else:
         at = row * n_splits + split
@@ -91,10 +94,10 @@ def _decode_kernel(
 
 @triton.jit(do_not_specialize=VARYING)
 def _merge_kernel(
-    parts_ptr, m_ptr, l_ptr, out_ptr, stride_ob, stride_oh, H, n_splits, scale_log2,
+    parts_ptr, m_ptr, l_ptr, lengths_ptr, out_ptr, stride_ob, stride_oh, H, n_splits, scale_log2,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """out = Σ w · part / Σ w · l over the splits of one head, w = 2^((m - largest m) · scale); 0 if all are empty."""
+    """out = Σ w · part / Σ w · l over the splits of one head, w = 2^((m - largest m) · scale); 0 if the length is."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK_D)
     acc = tl.zeros((BLOCK_D,), tl.float32)
@@ -106,15 +109,16 @@ def _merge_kernel(
         l = tl.load(l_ptr + row * n_splits + split, mask=split < n_splits, other=0.0)
         before = largest
         largest = tl.maximum(largest, tl.max(m, 0))
-        shift = tl.where(largest == float("-inf"), 0.0, largest)  # -inf - -inf would be NaN
+        shift = tl.where(largest == float("-inf"), 0.0, largest)
         weight = tl.exp2((m - shift) * scale_log2)
         rescale = tl.exp2((before - shift) * scale_log2)
         inside = (split < n_splits)[:, None] & (columns < D)[None, :]
         parts = tl.load(parts_ptr + (row * n_splits + split)[:, None] * D + columns[None, :], mask=inside, other=0.0)
         acc = acc * rescale + tl.sum(weight[:, None] * parts, 0)
         total = total * rescale + tl.sum(weight * l, 0)
+    total = tl.where(tl.load(lengths_ptr + row // H) > 0, total, 1.0)
     at = row // H * stride_ob + row % H * stride_oh + columns
-    tl.store(out_ptr + at, (acc / tl.where(total > 0, total, 1.0)).to(out_ptr.dtype.element_ty), mask=columns < D)
+    tl.store(out_ptr + at, (acc / total).to(out_ptr.dtype.element_ty), mask=columns < D)
 
 
 # --- launcher ---------------------------------------------------------------------------------------------------------
@@ -140,14 +144,16 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> T
     n_splits, split_keys = splits_of(S, B * Hkv, config.pop("PROGRAMS"), config["BLOCK_N"])
     BLOCK_D = max(16, next_power_of_2(D))
     strides = [*q.stride()[:2], *k.stride()[:3], *v.stride()[:3]]
+    scale_log2 = max(abs(scale) * LOG2_E, torch.finfo(torch.float32).tiny)  # never 0, for -inf · 0 is NaN
+    lengths = lengths.contiguous()
     parts = m = l = None
     if n_splits > 1:
         parts = q.new_empty((B, H, n_splits, D), dtype=torch.float32)
         m, l = q.new_empty((2, B, H, n_splits), dtype=torch.float32)
     with tuning.device_guard(q):
         _decode_kernel[(B * Hkv * n_splits,)](
-            q, k, v, lengths.contiguous(), out if parts is None else parts, m, l, *strides, *out.stride()[:2],
-            H, S, n_splits, split_keys, abs(scale) * LOG2_E,
+            q, k, v, lengths, out if parts is None else parts, m, l, *strides, *out.stride()[:2],
+            H, S, n_splits, split_keys, scale_log2,
             GROUP=H // Hkv, BLOCK_G=max(16, next_power_of_2(H // Hkv)), D=D, BLOCK_D=BLOCK_D,
             ALIGNED=not any(stride % 8 for stride in strides[2:]),
             INDEX=tl.int64 if max(strides[4], strides[7]) * config["BLOCK_N"] > 2**31 - 1 else tl.int32,
@@ -156,7 +162,7 @@ def _launch(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: float) -> T
         if parts is not None:
             config = tuning.lookup("decode_merge", q.device, q.dtype, width=D, length=n_splits)
             _merge_kernel[(B * H,)](
-                parts, m, l, out, *out.stride()[:2], H, n_splits, abs(scale) * LOG2_E, D=D, BLOCK_D=BLOCK_D, **config
+                parts, m, l, lengths, out, *out.stride()[:2], H, n_splits, scale_log2, D=D, BLOCK_D=BLOCK_D, **config
             )
     return out
 
@@ -192,16 +198,8 @@ def decode_attention(
     ValueError for shapes that do not go together, for other dtypes than float16, bfloat16 and float32 or a mixture, for
     a width above 256 and for a last stride other than 1.
     """
-    B, H, T, D = q.shape
-    if T != 1 or k_cache.shape != v_cache.shape or k_cache.shape[0] != B or k_cache.shape[3] != D:
-        raise ValueError(
-            f"q {tuple(q.shape)}, k_cache {tuple(k_cache.shape)} and v_cache {tuple(v_cache.shape)} do not go together"
-        )
-    if H % k_cache.shape[1] or lengths.shape != (B,):
-        raise ValueError(
-            f"{H} query heads over {k_cache.shape[1]} cache heads, lengths {tuple(lengths.shape)}; the first must be "
-            f"a multiple of the second, and the lengths ({B},)"
-        )
+    check_decode(q, k_cache, v_cache, lengths)
+    D = q.shape[-1]
     if q.dtype not in DTYPES or not q.dtype == k_cache.dtype == v_cache.dtype:
         raise ValueError(
             f"q is {q.dtype}, k_cache {k_cache.dtype} and v_cache {v_cache.dtype}; all must be one of float16, "

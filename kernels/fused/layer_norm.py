@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arguments import check_norm
 from kernels.fused import tuning
 from kernels.fused.autocast import autocasts_to_float32
 from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
@@ -282,37 +283,34 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float
     in any of these dtypes. Under CUDA autocast the result is float32, as PyTorch's own is. Raises ValueError above
     C = 16,384, for other dtypes and for shapes that do not go together.
     """
-    return _norm("layer_norm", x, None, weight, bias, eps, centred=True)[0]
+    return _norm("layer_norm", x, weight, bias, eps, centred=True)[0]
 
 
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
     """(layer_norm(s), s) with s = x + residual in the dtype of residual, in one pass over memory. As layer_norm."""
-    return _norm("add_layer_norm", x, residual, weight, bias, eps, centred=True)
+    return _norm("add_layer_norm", x, weight, bias, eps, residual, centred=True)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last dimension (Zhang and Sennrich 2019). As layer_norm."""
-    return _norm("rms_norm", x, None, weight, None, eps, centred=False)[0]
+    return _norm("rms_norm", x, weight, None, eps, centred=False)[0]
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) with s = x + residual in the dtype of residual, in one pass over memory. As layer_norm."""
-    return _norm("add_rms_norm", x, residual, weight, None, eps, centred=False)
+    return _norm("add_rms_norm", x, weight, None, eps, residual, centred=False)
 
 
-def _norm(op: str, x, residual, weight, bias, eps: float, centred: bool) -> tuple[Tensor, Tensor]:
-    check_dtypes(op, x, residual, weight, bias)
+def _norm(op: str, x, weight, bias, eps: float, *residual: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
+    check_norm(op, x, weight, bias, *residual)
+    check_dtypes(op, x, *residual, weight, bias)
     C = x.shape[-1]
     if not 0 < C <= MAX_WIDTH:
         raise ValueError(f"{op} over a width of {C}; the fused kernel takes 1 to {MAX_WIDTH}, the other backends any")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"{op} of x {tuple(x.shape)} and residual {tuple(residual.shape)}; the shapes must be equal")
-    if weight.shape != (C,) or (bias is not None and bias.shape != (C,)):
-        raise ValueError(f"{op} over a width of {C} wants weight and bias of shape ({C},)")
-    dtype = x.dtype if residual is None else residual.dtype
+    dtype = residual[0].dtype if residual else x.dtype
     if autocasts_to_float32(x):
         dtype = torch.float32
-    y, total, *_ = _forward(x, residual, weight, bias, eps, centred, dtype)
+    y, total, *_ = _forward(x, residual[0] if residual else None, weight, bias, eps, centred, dtype)
     return y, total

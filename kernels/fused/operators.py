@@ -1,19 +1,27 @@
 """How a launcher becomes an operator of PyTorch, with a gradient, at little cost to the host.
 
 To torch.compile, to export, to dispatch modes and to tensors without data it is an operator like those of
-torch.library.custom_op: one node that nobody looks into, with autograd registered. An eager call goes through an
-autograd.Function instead, for what PyTorch does around a registered gradient at every call costs the host more than the
-launch itself: LOG.md has the times.
+torch.library.custom_op: one node that nobody looks into, with autograd registered. An eager call goes to the
+autograd.Function itself instead, for what PyTorch does around a registered gradient at every call costs the host more
+than the launch: LOG.md has the times.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 
 # A library an operator, which lives as long as it: what is defined again, in a notebook that reloads what was edited,
 # takes the place of what was.
 _libraries: dict[str, torch.library.Library] = globals().get("_libraries", {})
+
+NO_SECOND_DERIVATIVE = "the fused kernels have no second derivative; use the reference backend for one"
+NO_FORWARD_MODE = (
+    "the fused kernels have no forward-mode derivative (torch.func.jvp, jacfwd, hessian); use the reference backend, "
+    "or torch.func.grad, vjp or jacrev"
+)
 
 
 def cdiv(a: int, b: int) -> int:
@@ -42,11 +50,35 @@ def operator(name: str, launch: Callable, fake: Callable) -> torch._ops.OpOverlo
     return getattr(torch.ops.minilm, name).default
 
 
+def _refuse_forward_mode(ctx: Any, *tangents: Any) -> Any:
+    raise RuntimeError(NO_FORWARD_MODE)
+
+
+class _Last(torch.autograd.Function):
+    """(n, *tensors) to the first n of them, gradients, as they are; no derivative goes through it to any tensor."""
+
+    generate_vmap_rule = True
+    jvp = staticmethod(_refuse_forward_mode)
+
+    @staticmethod
+    def forward(n: int, *tensors: Any) -> Any:
+        return tuple(None if x is None else x.view_as(x) for x in tensors[:n])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(NO_SECOND_DERIVATIVE)
+
+
 def differentiable(name: str, launch: Callable, fake: Callable, save: Callable, differentiate: Callable) -> Callable:
     """The operator, with a gradient: save(ctx, inputs, output) keeps what differentiate(ctx, *gradients) needs.
 
     A gradient is None where nothing uses that output; differentiate returns one, or None, for each input. It has no
-    derivative of its own: create_graph=True raises RuntimeError.
+    derivative of its own, and no operator has a forward mode: RuntimeError from create_graph=True, from a derivative of
+    torch.func.grad, and from torch.func.jvp, jacfwd and hessian and torch.autograd.forward_ad.
     """
     op = operator(name, launch, fake)
 
@@ -62,18 +94,53 @@ def differentiable(name: str, launch: Callable, fake: Callable, save: Callable, 
 
     def backward(ctx: Any, *gradients: Any) -> Any:
         if torch.is_grad_enabled():
-            raise RuntimeError("the fused kernels have no second derivative (create_graph=True); use the reference's")
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         return differentiate(ctx, *gradients)
 
+    def transformed_backward(ctx: Any, *gradients: Any) -> Any:
+        found = differentiate(ctx, *gradients)
+        found = found if isinstance(found, tuple) else (found,)
+        return _Last.apply(len(found), *found, *gradients, *ctx.saved_tensors)
+
+    function = type(
+        name,
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(forward),
+            "backward": staticmethod(backward),
+            "jvp": staticmethod(_refuse_forward_mode),
+        },
+    )
+    # For torch.func, which wants the halves of forward apart and always asks for a graph of the gradient.
+    transformed = type(
+        name,
+        (torch.autograd.Function,),
+        {
+            "forward": staticmethod(lambda *inputs: op(*inputs)),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(transformed_backward),
+            "jvp": staticmethod(_refuse_forward_mode),
+            "generate_vmap_rule": True,
+        },
+    )
+
+    def registered(*inputs: Any) -> Any:
+        if forward_ad._current_level >= 0:  # torch.library.register_autograd would drop the tangents in silence
+            for x in inputs:
+                if isinstance(x, torch.Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+                    raise RuntimeError(NO_FORWARD_MODE)
+        return function.apply(*inputs)
+
     if name in _libraries:
-        library = _libraries[name]
-        torch.library.register_autograd(f"minilm::{name}", backward, setup_context=setup_context, lib=library)
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    function = type(name, (torch.autograd.Function,), members)
+        _libraries[name].impl(name, registered, "Autograd")
 
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return op(*inputs)
+        if torch._C._are_functorch_transforms_active():
+            if any(level.key() == TransformType.Jvp for level in get_interpreter_stack() or ()):
+                raise RuntimeError(NO_FORWARD_MODE)
+            return transformed.apply(*inputs)
         return function.apply(*inputs)
 
     return call

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arguments import check_swiglu, check_swiglu_unpacked
 from kernels.fused import tuning
 from kernels.fused.operators import cdiv, differentiable, operator
 from kernels.fused.rows import check_dtypes, fold_rows, row_offset
@@ -146,15 +147,13 @@ def swiglu(gate_up: Tensor) -> Tensor:
     gate_up: float32, float16 or bfloat16, of any strides (a last one other than 1 costs a copy). Raises ValueError
     for an odd width and for other dtypes.
     """
+    check_swiglu(gate_up)
     check_dtypes("swiglu", gate_up)
-    if gate_up.shape[-1] % 2:
-        raise ValueError(f"swiglu of a width of {gate_up.shape[-1]}: gate and up side by side make an even one")
     return _packed(gate_up)
 
 
 def swiglu_unpacked(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up for gate and up apart, each (..., F); in the dtype of gate. Otherwise as swiglu."""
+    check_swiglu_unpacked(gate, up)
     check_dtypes("swiglu_unpacked", gate, up)
-    if gate.shape != up.shape:
-        raise ValueError(f"swiglu of gate {tuple(gate.shape)} and up {tuple(up.shape)}; the shapes must be equal")
-    return _unpacked(gate, up)
+    return _unpacked(gate, up) if gate.ndim else _unpacked(gate[None], up[None])[0]

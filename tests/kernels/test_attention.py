@@ -70,6 +70,17 @@ def test_any_scale_is_allowed(scale, dtype, device):
     hold_the_rule(inputs, dtype, upstream, scale=scale)
 
 
+@pytest.mark.parametrize("scale", [1.0, -1.0], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_keys_whose_scores_overflow_downwards_count_nothing_wherever_they_stand(dtype, scale, device, tiles):
+    """Whole tiles of -inf: the first, which leaves no largest score to take out, and one further on."""
+    q, k, v, upstream = heads_of(1, 1, 1, 64, 80, 16, device)
+    q[..., 0] = 1e20 * scale
+    k[..., 0] = 0
+    k[:, :, :16, 0] = k[:, :, 48:64, 0] = -1e20
+    hold_the_rule([q, k, v], dtype, upstream, scale=scale)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_logits_far_from_zero_cost_no_more_than_they_cost_pytorch(dtype, device):
     """Every logit of a row is 500 more, or less, which changes no weight: the maximum must be taken out in time."""

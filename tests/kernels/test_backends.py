@@ -200,6 +200,26 @@ def test_torch_agrees_with_reference_on_outputs_and_gradients(name, dtype):
     assert_close_by_rule(run(case, TORCH, inputs), lambda: run(case, REFERENCE, inputs), exact, names)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [40, 30], ids=["square", "fewer queries"])
+@pytest.mark.parametrize("scale", [0.0, -0.4])
+def test_torch_takes_a_scale_that_is_not_above_zero(scale, rows, dtype):
+    """PyTorch's own operator gives NaN there: on a CPU in float32."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 2, n, 16).to(dtype) for n in (rows, 40, 40)]
+
+    def attend(ops, q, k, v):
+        return ops.causal_attention(q, k, v, scale=scale)
+
+    def decode(ops, q, k, v):
+        return ops.decode_attention(q[:, :, :1], k, v, torch.tensor([40, 7]), scale=scale)
+
+    for call in (attend, decode):
+        exact = run(call, REFERENCE, [x.double() for x in inputs])
+        names = ("output", "dq", "dk", "dv")
+        assert_close_by_rule(run(call, TORCH, inputs), lambda call=call: run(call, REFERENCE, inputs), exact, names)
+
+
 @pytest.mark.parametrize("ops", [REFERENCE, TORCH], ids=lambda ops: ops.name)
 class TestBoth:
     def test_the_future_does_not_reach_the_past(self, ops):

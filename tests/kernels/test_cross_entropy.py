@@ -23,7 +23,7 @@ from op_checks import (
     run_program,
 )
 
-from kernels import fused, reference
+from kernels import aten, fused, reference
 
 module = importlib.import_module("kernels.fused.cross_entropy")
 
@@ -221,11 +221,20 @@ def test_without_a_gradient_to_come_only_the_loss_is_calculated(device):
     assert dhidden.numel() == dweight.numel() == 0
 
 
-def test_a_target_outside_the_vocabulary_gives_nan_and_reads_nothing(device):
-    (hidden, weight), targets = case(3, 8, 65, torch.float32, device, ignored=0)
-    for wrong in (65, 127, 2**40, -1):
+@pytest.mark.parametrize("V", [64, 65])
+def test_a_target_outside_the_vocabulary_gives_nan_in_the_gradients_too_and_reads_nothing(V, device):
+    """No training goes on as if nothing had been: the gradient of its row, and of every weight, says so too."""
+    (hidden, weight), targets = case(3, 8, V, torch.float32, device, ignored=0)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    for wrong in (V, 127, 2**40, -1):
         targets[1] = wrong
-        assert fused.linear_cross_entropy(hidden, weight, targets).isnan()
+        loss = fused.linear_cross_entropy(*leaves, targets)
+        dhidden, dweight = torch.autograd.grad(loss, leaves)
+        assert loss.isnan() and dhidden[1].isnan().all() and dweight.isnan().all()
+        if device == "cpu":
+            for module in (reference, aten):
+                with pytest.raises(IndexError, match="out of bounds"):
+                    module.linear_cross_entropy(*leaves, targets)
 
 
 def test_hidden_weight_and_targets_of_any_stride(device):

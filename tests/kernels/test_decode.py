@@ -106,9 +106,27 @@ def test_the_last_row_of_full_attention_is_what_decoding_gives(device):
     torch.testing.assert_close(fused.decode_attention(q[:, :, -1:], k, v, lengths), full, rtol=1e-5, atol=1e-6)
 
 
-def test_a_scale_of_ones_own_is_used(device):
-    for scale in (0.7, -0.7):
-        assert_agrees(*draw(1, 2, 2, 20, 16, torch.float32, device), torch.tensor([20], device=device), scale=scale)
+@pytest.mark.parametrize("scale", [0.7, -0.7, 0.0, 1e-30])
+@pytest.mark.parametrize("programs", [1, 16])
+def test_a_scale_of_ones_own_is_used(scale, programs, device, monkeypatch):
+    force_config(monkeypatch, PROGRAMS=programs, BLOCK_N=16, BLOCK_SPLITS=2)
+    lengths = torch.tensor([50, 20, 0], device=device)
+    assert_agrees(*draw(3, 2, 2, 50, 16, torch.float32, device), lengths, scale=scale)
+
+
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+@pytest.mark.parametrize("programs", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_whose_scores_overflow_downwards_count_nothing(dtype, programs, scale, device, monkeypatch):
+    """A first tile of -inf leaves no largest score to take out; where all of a cache is so, plain PyTorch gives NaN."""
+    force_config(monkeypatch, PROGRAMS=programs, BLOCK_N=16, BLOCK_SPLITS=2)
+    q, k, v = draw(3, 2, 2, 64, 16, dtype, device)
+    q[..., 0] = 1e20 * scale
+    k[..., 0] = 0
+    k[:, :, :16, 0] = k[:, :, 32:48, 0] = -1e20
+    assert_agrees(q, k, v, torch.tensor([64, 40, 0], device=device), scale=scale)
+    out = fused.decode_attention(q, k, v, torch.tensor([16, 64, 0], device=device), scale=scale)
+    assert out[0].isnan().all() and out[1].isfinite().all() and not out[2].any()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +180,7 @@ def test_a_cache_beyond_two_billion_elements_is_read_at_the_right_place(far_memo
     [
         (lambda q, k, v, n: (q.expand(-1, -1, 2, -1), k, v, n), "do not go together"),
         (lambda q, k, v, n: (q[..., :8], k, v, n), "do not go together"),
-        (lambda q, k, v, n: (q[:, :3], k, v, n), "3 query heads over 2 cache heads"),
+        (lambda q, k, v, n: (q[:, :3], k, v, n), "3 query heads are no multiple of 2"),
         (lambda q, k, v, n: (q, k, v, n[:1]), "lengths"),
         (lambda q, k, v, n: (q.double(), k, v, n), "all must be one of"),
         (lambda q, k, v, n: (q, k.mT.contiguous().mT, v, n), "the last stride of k_cache"),

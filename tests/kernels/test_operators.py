@@ -7,8 +7,11 @@ import sys
 import pytest
 import torch
 import triton
+from torch.autograd import forward_ad
 
 import kernels.fused as fused
+from kernels import reference
+from kernels.backend import OPS
 from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
 
 
@@ -66,13 +69,13 @@ def test_the_gradient_is_the_same_eager_compiled_and_of_the_operator_itself():
 
 
 def test_an_eager_call_goes_round_what_pytorch_does_for_a_registered_gradient():
-    """The reason for all this: torch/_library/autograd.py is not entered."""
+    """The reason for all this: the gradient that is registered with the dispatcher is not entered."""
     cube, x = cubed(), torch.tensor(2.0, requires_grad=True)
     entered = []
 
     def look(frame, event, _):
-        if event == "call" and frame.f_code.co_filename.endswith("_library/autograd.py"):
-            entered.append(frame.f_code.co_name)
+        if event == "call" and frame.f_code.co_name == "registered":
+            entered.append(frame.f_code.co_filename)
 
     for call, goes in ((cube, False), (torch.ops.minilm.test_of_a_gradient.default, True)):
         entered.clear()
@@ -103,10 +106,95 @@ def test_a_tensor_given_twice_has_the_sum_of_both_gradients_compiled_too(name, d
     assert eager.any() and torch.equal(eager, compiled)
 
 
-def test_vmap_is_as_calling_it_for_each(device):
-    x = torch.randn(3, 4, 16, device=device)
-    each = torch.stack([fused.swiglu(one) for one in x])
-    assert torch.equal(torch.vmap(fused.swiglu)(x), each)
+def of_every_operation(device):
+    """(name, function of one tensor, that tensor): every operation, in the way that torch.func would see it."""
+    draw = torch.Generator().manual_seed(0)
+    new = lambda *shape: torch.randn(shape, generator=draw).to(device)  # noqa: E731
+    w, k, v = new(16), new(1, 2, 20, 16), new(1, 2, 20, 16)
+    weight, targets = new(7, 16), torch.tensor([1, 3], device=device)
+    return [
+        ("causal_attention", lambda m, x: m.causal_attention(x, k, v), new(1, 2, 20, 16)),
+        ("causal_attention_packed", lambda m, x: m.causal_attention_packed(x, 1), new(1, 20, 48)),
+        ("layer_norm", lambda m, x: m.layer_norm(x, w, w), new(2, 16)),
+        ("add_layer_norm", lambda m, x: m.add_layer_norm(x, x, w)[0], new(2, 16)),
+        ("rms_norm", lambda m, x: m.rms_norm(x, w), new(2, 16)),
+        ("add_rms_norm", lambda m, x: m.add_rms_norm(x, x, w)[1], new(2, 16)),
+        ("swiglu", lambda m, x: m.swiglu(x), new(2, 16)),
+        ("swiglu_unpacked", lambda m, x: m.swiglu_unpacked(x, x), new(2, 16)),
+        ("linear_cross_entropy", lambda m, x: m.linear_cross_entropy(x, weight, targets), new(2, 16)),
+    ]
+
+
+NAMES = [name for name, *_ in of_every_operation("cpu")]
+
+
+def test_every_operation_with_a_gradient_is_here():
+    assert set(NAMES) == set(OPS) - {"decode_attention"}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradients_of_torch_func_are_those_of_the_reference(name, device):
+    """grad, jacrev, and one for each of a batch: vmap of both."""
+    _, call, x = of_every_operation(device)[NAMES.index(name)]
+    scalar = lambda module: lambda x: call(module, x).square().sum()  # noqa: E731
+    several = torch.stack([x, 2 * x, -x])
+    for transform, at in (
+        (lambda f: torch.func.grad(f), x),
+        (lambda f: torch.func.jacrev(f), x),
+        (lambda f: torch.vmap(f), several),
+        (lambda f: torch.vmap(torch.func.grad(f)), several),
+    ):
+        ours, theirs = (transform(scalar(module))(at) for module in (fused, reference))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def forward_ad_of(f, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(x, x)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_has_no_derivative_is_refused_and_never_zero(name, device):
+    """Forward mode, and a derivative of a derivative, in all ways that PyTorch has of asking for them."""
+    _, call, x = of_every_operation(device)[NAMES.index(name)]
+    f = lambda x: call(fused, x)  # noqa: E731
+    scalar = lambda x: f(x).square().sum()  # noqa: E731
+    for ask in (
+        lambda: torch.func.jvp(f, (x,), (x,)),
+        lambda: torch.func.jacfwd(f)(x),
+        lambda: torch.func.hessian(scalar)(x),
+        lambda: torch.func.linearize(f, x)[1](x),
+        lambda: torch.func.jvp(torch.vmap(f), (x[None],), (x[None],)),
+        lambda: forward_ad_of(f, x),
+        lambda: forward_ad_of(f, x.clone().requires_grad_()),
+    ):
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            ask()
+    leaf = x.clone().requires_grad_()
+    for ask in (
+        lambda: torch.autograd.grad(scalar(leaf), leaf, create_graph=True),
+        lambda: torch.func.grad(lambda x: torch.func.grad(scalar)(x).sum())(x),
+        lambda: torch.func.grad(scalar)(leaf).sum().backward(),
+    ):
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            ask()
+
+
+def test_decoding_has_no_derivative_of_any_kind(device):
+    q, cache = torch.ones(1, 1, 1, 16, device=device), torch.ones(1, 1, 4, 16, device=device)
+    f = lambda q: fused.decode_attention(q, cache, cache, torch.tensor([4], device=device))  # noqa: E731
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(f, (q,), (q,))
+    with pytest.raises(RuntimeError, match="decode_attention has no gradient"):
+        torch.func.grad(lambda q: f(q).sum())(q)
+
+
+def test_an_operator_called_by_its_own_name_refuses_forward_mode_too(device):
+    x = torch.ones(2, 8, device=device)
+    for call in (torch.ops.minilm.swiglu, torch.compile(fused.swiglu, backend="aot_eager")):
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            torch.func.jvp(call, (x,), (x,))
 
 
 def test_what_comes_out_of_frozen_inputs_can_be_changed_in_place(device):
