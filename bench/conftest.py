@@ -21,7 +21,7 @@ from bench.tables import ops_table
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cpu":
     torch.set_num_threads(1)  # else the time of an operation is that of waiting for whoever else uses the other cores
-SECONDS = 1.0  # of measuring for each case and pass
+SECONDS = 1.0  # of measuring for each case and pass, or whatever else takes turns
 
 
 class ReplayClock:
@@ -50,6 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.benchmark(timer=CLOCK, disable_gc=True))
 
 
+def only_once(config: pytest.Config) -> bool:
+    """--benchmark-disable: everything runs once, to see that it does, and nothing is measured."""
+    return config.getoption("benchmark_disable")
+
+
+@pytest.fixture(scope="session")
+def seconds(request) -> float | None:
+    """How long to measure; None: not at all."""
+    return None if only_once(request.config) else SECONDS
+
+
 @pytest.fixture(scope="session")
 def rows() -> dict[tuple[str, str], dict[str, contest.Row]]:
     """What has been measured, by case and pass, then by provider; told as a table at the end."""
@@ -58,18 +69,18 @@ def rows() -> dict[tuple[str, str], dict[str, contest.Row]]:
 
 @pytest.fixture
 def replay(benchmark) -> Callable[[Iterable[float]], None]:
-    """Gives seconds that were measured, a round each, to pytest-benchmark."""
+    """Gives seconds that were measured, a round each, to pytest-benchmark; nothing where nothing was."""
 
     def play(seconds: Iterable[float]) -> None:
         rounds = list(seconds)
         upcoming = iter(rounds)
-        benchmark.pedantic(lambda: CLOCK.advance(next(upcoming)), rounds=len(rounds))
+        benchmark.pedantic(lambda: CLOCK.advance(next(upcoming, 0.0)), rounds=max(len(rounds), 1))
 
     return play
 
 
 @pytest.fixture
-def measured(request, benchmark, replay, rows) -> Callable[[Case, str, str], None]:
+def measured(request, benchmark, replay, rows, seconds) -> Callable[[Case, str, str], None]:
     """Measure a case and pass with every provider that was selected, and give this provider's rounds on."""
 
     def take(case: Case, which: str, provider: str) -> None:
@@ -82,8 +93,9 @@ def measured(request, benchmark, replay, rows) -> Callable[[Case, str, str], Non
                 and (str(item.callspec.params.get("case")), item.callspec.params.get("which")) == key
             }
             entrants = [p for p in peers.providers(case.op, DEVICE) if p.name in chosen]
-            rows[key] = {row.provider: row for row in contest.measure(case, DEVICE, entrants, [which], SECONDS)}
-            request.config.stash.setdefault(ROWS, []).extend(rows[key].values())
+            rows[key] = {row.provider: row for row in contest.measure(case, DEVICE, entrants, [which], seconds)}
+            if seconds is not None:
+                request.config.stash.setdefault(ROWS, []).extend(rows[key].values())
         row = rows[key][provider]
         benchmark.group = f"{case} {which}"
         if row.status == contest.ABSENT:

@@ -116,16 +116,16 @@ def measure(
     device: torch.device,
     providers: Sequence[Provider],
     which: Iterable[str],
-    seconds: float = 1.0,
+    seconds: float | None = 1.0,
     left_out: Mapping[str, tuple[str, str]] | None = None,
     watch: Watch = contextlib.nullcontext,
     alone: bool = False,
 ) -> list[Row]:
     """Rows of the passes `which`, a provider each. Running out of memory is a result, and so is a peer's failure.
 
-    seconds: of timing for each pass. left_out: (status, reason) of those who are not to be called. watch: gives a
-    context in which one provider is at work, by name, or JUDGE, or TURNS; it is left by an exception only if the device
-    is lost, which goes through. alone: nobody takes turns.
+    seconds: of timing for each pass; None: each is called and judged, and nothing is timed. left_out: (status, reason)
+    of those who are not to be called. watch: gives a context in which one provider is at work, by name, or JUDGE, or
+    TURNS; it is left by an exception only if the device is lost, which goes through. alone: nobody takes turns.
     """
     which = list(which)
     torch._dynamo.reset()  # what other cases compiled counts against the limit of recompilations, and holds memory
@@ -154,15 +154,16 @@ def measure(
                 stopped[provider.name] = status, reason
                 clear(device)
     del right
-    contest = Contest(entrants, device, seconds * len(which), watch, alone)
-    contest.run(which)
+    contest = Contest(entrants, device, (seconds or 0.0) * len(which), watch, alone)
+    if seconds is not None:
+        contest.run(which)
     rows = []
     for one in which:
         for provider in providers:
             key = (provider.name, one)
             status, reason = stopped.get(provider.name) or contest.stopped.get(key, (OK, contest.notes.get(key, "")))
             row = _row(case, provider, one, status, reason)
-            if status == OK:
+            if key in contest.times:
                 _fill(row, case, device, contest.times[key], contest.weights[key].peak)
             rows.append(row)
     return rows

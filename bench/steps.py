@@ -161,10 +161,8 @@ class Size:
     def alone(self, entry: Entry) -> StepRow:
         """Prepare a way to train, keep its step for in_turns(), and time it in the fewest rounds that give an interval
         of the median."""
-        m, device = self.config.model, self.device
-        row = StepRow(str(entry), entry.kernels, entry.compile != "off", m.context_length, self.config.train.batch_size)
+        device, row = self.device, self._row(entry)
         used = entry.dtype_of(self.dtype, device)
-        row.dtype = str(used).removeprefix("torch.")
         step = None
         clear(device)
         with failures(row):
@@ -189,6 +187,23 @@ class Size:
                 self.steps[row.label] = step
         step = None  # of an entry that failed, whose memory is to be free
         clear(device)
+        return row
+
+    def once(self, entry: Entry) -> StepRow:
+        """Prepare a way to train and take one step, of which nothing is timed or kept."""
+        row = self._row(entry)
+        with failures(row):
+            used = entry.dtype_of(self.dtype, self.device)
+            step, row.parameters = prepare(entry, self.config, used, self.device, self.nanogpt)
+            step()
+            timing.synchronize(self.device)
+        clear(self.device)
+        return row
+
+    def _row(self, entry: Entry) -> StepRow:
+        length, batch_size = self.config.model.context_length, self.config.train.batch_size
+        row = StepRow(str(entry), entry.kernels, entry.compile != "off", length, batch_size)
+        row.dtype = str(entry.dtype_of(self.dtype, self.device)).removeprefix("torch.")
         return row
 
     def in_turns(self, rows: Sequence[StepRow], seconds: float) -> None:
@@ -252,11 +267,13 @@ def measure(
     batch_size: int,
     chosen: Sequence[Entry],
     device: torch.device,
-    seconds: float = 5.0,
+    seconds: float | None = 5.0,
     nanogpt: Path | None = None,
 ) -> list[StepRow]:
-    """A row an entry, timed in turns."""
+    """A row an entry, timed in turns; seconds None: each takes one step, and nothing is timed."""
     size = Size(preset, context_length, batch_size, device, nanogpt)
+    if seconds is None:
+        return [size.once(entry) for entry in chosen]
     rows = [size.alone(entry) for entry in chosen]
     size.in_turns(rows, seconds)
     return rows

@@ -21,6 +21,8 @@ def diagnose(console: Console | None = None) -> None:
     facts: dict[str, object] = {name: version or "not installed" for name, version in hardware.versions().items()}
     facts["revision"] = hardware.git_revision() or "n/a (no git checkout)"
     facts["device"] = f"{device} ({hardware.device_name(device)})"
+    if torch.backends.mps.is_available():
+        facts["mps"] = "there, by --device mps; minilm has not been tried on it, and takes the CPU by itself"
     facts["threads"] = torch.get_num_threads()
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
@@ -31,10 +33,12 @@ def diagnose(console: Console | None = None) -> None:
             facts[f"kernels {name}"] = f"{chosen} ({why})" if name == "auto" else "runs"
         except kernels.BackendUnavailable as error:
             facts[f"kernels {name}"] = f"cannot run: {error}"
+    facts["dtype auto"] = hardware.explain_dtype(device)
     dtype = hardware.resolve_dtype("auto", device)
-    facts["dtype auto"] = str(dtype).removeprefix("torch.")
     peak = hardware.peak_flops(device, dtype)
-    facts["peak"] = f"{peak / 1e12:,.0f} TFLOP/s, {facts['dtype auto']}" if peak else "n/a (MFU is not shown)"
+    facts["peak"] = (
+        f"{peak / 1e12:,.0f} TFLOP/s, {str(dtype).removeprefix('torch.')}" if peak else "n/a (MFU is not shown)"
+    )
     facts["torch.compile"] = "no C++ compiler found" if hardware.compiler_missing() else "has a C++ compiler"
     if free := hardware.memory(device):
         facts["memory"] = f"{size(free[0])} free of {size(free[1])}"

@@ -48,18 +48,14 @@ PEAK_TFLOPS = {
     "V100": 125,
     "T4": 65,
 }
-# From this width on a training step is faster in bfloat16 on a CPU with AMX. Measured on one core, 4 layers, 8 x 128
-# tokens, AdamW, torch's operators: 1.31 times at 64, 1.52 at 96, 1.82 at 128, 2.06 at 192; but 0.86 times for 2 layers
-# of 64 and 8 x 32 tokens.
-CPU_BFLOAT16_WIDTH = 96
+CPU_BFLOAT16 = {"amx_bf16": ("AMX", 96), "avx512_bf16": ("AVX-512 BF16", 128)}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
     """The device that "auto", "cpu", "cuda", "cuda:1" or "mps" means here. Raises UserError where it does not exist."""
-    if name == "auto":
-        mps = torch.backends.mps.is_available()
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    if name == "auto":  # never mps, on which nothing here has been run: it can be asked for
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -74,20 +70,45 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str, device: torch.device, d_model: int = 0) -> torch.dtype:
     """The dtype of matrix products. auto: bfloat16 on GPUs that have it, float16 on older ones, else float32; on a CPU
-    with bfloat16 matrix instructions (AMX), bfloat16 for models wide enough to gain by it."""
+    with instructions for bfloat16, bfloat16 for models wide enough to gain by it. Raises UserError for float16 on a
+    CPU."""
     if name == "auto":
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        wide = device.type == "cpu" and d_model >= CPU_BFLOAT16_WIDTH and has_bfloat16_matrices()
-        return torch.bfloat16 if wide else torch.float32
+        gains = _cpu_bfloat16() if device.type == "cpu" else None
+        return torch.bfloat16 if gains is not None and d_model >= gains[1] else torch.float32
     if name == "float16" and device.type == "cpu":
         raise UserError("train.dtype is 'float16' and the device is a CPU; use float32 or bfloat16 there.")
     return DTYPES[name]
 
 
-def has_bfloat16_matrices() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text()
+def explain_dtype(device: torch.device) -> str:
+    """What the dtype "auto" comes to on `device`, and why, in words."""
+    dtype = str(resolve_dtype("auto", device)).removeprefix("torch.")
+    if device.type == "cuda":
+        return f"{dtype} (this GPU has {'bfloat16' if dtype == 'bfloat16' else 'no bfloat16'})"
+    if device.type != "cpu":
+        return f"{dtype} (nothing else has been measured on {device.type})"
+    if gains := _cpu_bfloat16():
+        return f"bfloat16 for models {gains[1]} or more wide, which {gains[0]} of this CPU makes faster; else float32"
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return f"{dtype} (this CPU says nothing of AMX or AVX-512 BF16, without which bfloat16 is slower)"
+    return f"{dtype} (bfloat16 has not been measured on processors of the kind {platform.machine()})"
+
+
+def _cpu_bfloat16() -> tuple[str, int] | None:
+    """What makes bfloat16 fast on this CPU, and from which width of the model on; None where nothing does."""
+    flags = _cpu_flags()
+    return next((gains for flag, gains in CPU_BFLOAT16.items() if flag in flags), None)
+
+
+def _cpu_flags() -> set[str]:
+    """What Linux says the processor has; empty elsewhere, and where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), ()))
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

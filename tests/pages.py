@@ -164,7 +164,7 @@ def run(command: str, folder: Path) -> str | None:
         return f"the tests run minilm, python and torchrun, not {program}: name the test that covers it"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*python[program], *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+        [*python[program], *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=600
     )
     return None if done.returncode == 0 else (done.stdout + done.stderr)[-2000:]
 

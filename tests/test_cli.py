@@ -14,6 +14,7 @@ import pytest
 
 import minilm
 from minilm.cli import cli, main
+from tests.waiting import PATIENCE
 
 TINY = ["train", "--preset", "tiny", "--device", "cpu", "--no-report", "--set", "train.eval_tokens=500"]
 
@@ -25,7 +26,7 @@ def run(*arguments, cwd=None, **environment):
         text=True,
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "", **environment},
-        timeout=300,
+        timeout=PATIENCE,
     )
 
 
@@ -146,7 +147,7 @@ class TestTrain:
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(number)
-        said = process.communicate(timeout=60)[0]
+        said = process.communicate(timeout=PATIENCE)[0]
         assert process.returncode == code and "and saved" in said
         assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
 
@@ -284,5 +285,5 @@ class TestMistakes:
 def test_doctor_says_which_kernels_would_run_and_why():
     done = run("doctor")
     assert done.returncode == 0, done.stderr
-    for words in ("kernels auto", "torch (auto: not triton", "memory", "disk", "cache", "torch.compile"):
+    for words in ("kernels auto", "torch (auto: not triton", "dtype auto", "memory", "disk", "cache", "torch.compile"):
         assert words in done.stdout

@@ -78,8 +78,8 @@ def train(
             changes = check_resume(saved, config)
         names = config.train.loggers()
         team.tell(lambda: loggers.check_installed(names))
-        compiled = team.tell(lambda: journal.read_facts(run.path).get("compile", compiling.OFF)) if resume else None
-        loop = Loop(prepare(config, console, command, team, start, compiled), run, console, caught, team)
+        earlier = team.tell(lambda: journal.read_facts(run.path)) if resume else None
+        loop = Loop(prepare(config, console, command, team, start, earlier), run, console, caught, team)
         if names and team.first:
             run.log = loggers.Loggers(loggers.loggers_of(names, run.path), loop.warn)
         if not (resume and loop.resume(changes)):

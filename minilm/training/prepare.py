@@ -41,14 +41,14 @@ def prepare(
     command: str,
     team: distributed.Team,
     start: Start | None = None,
-    compiled: str | None = None,
+    earlier: dict[str, Any] | None = None,
 ) -> Parts:
-    """The parts of a training. compiled: how the run that is resumed was compiled.
+    """The parts of a training. earlier: the facts of the run that is resumed.
 
     Raises UserError for what a person can mend; only prepared data is written.
     """
     device = hardware.resolve_device(config.train.device)
-    dtype = hardware.resolve_dtype(config.train.dtype, device, config.model.d_model)
+    dtype = hardware.resolve_dtype(_dtype_name(config, device, earlier or {}), device, config.model.d_model)
     residual = config.train.residual_dtype
     residual_dtype = dtype if residual == "auto" else hardware.DTYPES[residual]
     backend, why = kernels.explain(config.train.kernels, device)
@@ -79,8 +79,16 @@ def prepare(
         shard(model, team, device)
     optimizers = build_optimizers(model, config.train)
     facts = facts_of_run(config, data, model, backend, why, device, team) | {"command": command}
+    compiled = None if earlier is None else earlier.get("compile", compiling.OFF)
     how, because = team.tell(
         lambda: compiling.decide(config.train, facts["flops_per_token"], facts["tokens_per_step"], device, compiled)
     )
     facts |= {"compile": how, "compile_reason": because}
     return Parts(config, data, sampler, model, optimizers, facts, start.origin if start is not None else None)
+
+
+def _dtype_name(config: RunConfig, device: torch.device, earlier: dict[str, Any]) -> str:
+    """train.dtype; for auto what it came to when the run began, whatever this machine would begin with."""
+    began = str(earlier.get("dtype"))
+    impossible = began not in hardware.DTYPES or (began == "float16" and device.type == "cpu")
+    return config.train.dtype if config.train.dtype != "auto" or impossible else began

@@ -3,12 +3,12 @@
 import io
 import os
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
 
 from bench import archive
+from tests.waiting import wait_for
 
 
 def results(out: Path) -> Path:
@@ -69,19 +69,16 @@ def test_an_archive_that_reaches_outside_is_refused_and_nothing_is_written(name,
     assert not (tmp_path / "out").exists() and not (tmp_path / "outside").exists()
 
 
+def rows_in(file):
+    with tarfile.open(file) as tar:
+        return tar.extractfile("rows.jsonl").read()
+
+
 def test_an_archive_is_there_from_the_beginning_and_kept_up_to_date(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "EVERY", 0.05)
     out, file = results(tmp_path / "out"), tmp_path / "a.tar.gz"
     with archive.kept_up_to_date(out, file):
-        wait_for_member = time.time() + 5
         (out / "rows.jsonl").write_text("later")
-        while time.time() < wait_for_member:
-            if file.exists():
-                with tarfile.open(file) as tar:
-                    if tar.extractfile("rows.jsonl").read() == b"later":
-                        break
-            time.sleep(0.02)
-        else:
-            pytest.fail("the archive was not written again")
+        wait_for(lambda: file.exists() and rows_in(file) == b"later", "the archive is written again")
     with archive.kept_up_to_date(out, None):
         pass

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import re
 import subprocess
 import sys
 import time
@@ -321,6 +322,24 @@ def test_who_is_slow_takes_no_rounds_from_the_quick():
     quick, slow = [("a", "forward"), ("b", "forward")], [("c", "forward")]
     assert contest.groups(given, float("inf"), 100.0) == [quick, slow]
     assert contest.groups(given, float("inf"), 12.0 * contest.ROUNDS) == [quick + slow]
+
+
+def test_with_benchmark_disable_each_runs_once_and_nothing_is_measured(tmp_path):
+    """Planted: a clock that would end the test, and a backend that is wrong and is still found out."""
+    (tmp_path / "planted.py").write_text(
+        "from bench import timing\nfrom kernels import aten\n"
+        "timing.in_turn = timing.floors = None\nright = aten.swiglu\naten.swiglu = lambda x: right(x) * 1.001\n"
+    )
+    command = [sys.executable, "-m", "pytest", "bench/bench_swiglu.py", "bench/bench_host_time.py", "-p", "planted"]
+    done = subprocess.run(
+        [*command, "--benchmark-disable", "-k", "swiglu and forward", "-v"], cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    verdicts = re.findall(r"(bench_\w+\[\S+-(\w+)\]) (PASSED|FAILED)", done.stdout)
+    assert {verdict for _, provider, verdict in verdicts if provider == "reference"} == {"PASSED"}, done.stdout
+    assert "FAILED" in {verdict for name, provider, verdict in verdicts if provider == "torch"}
+    assert "wrong: output 0: error" in done.stdout and "Medians on" not in done.stdout
 
 
 def test_pytest_reports_a_planted_wrong_backend_and_gives_it_no_time(tmp_path):

@@ -1,7 +1,8 @@
 """Calls take turns, a slower one is seen to be slower, and the interval of a median covers it."""
 
-import time
+from types import SimpleNamespace
 
+import pytest
 import torch
 
 from bench import timing
@@ -25,6 +26,14 @@ def test_calls_take_turns_in_an_order_that_rotates():
     assert {len(t.rounds) for t in times.values()} == {6}
 
 
-def test_a_planted_slow_down_is_seen():
-    times = timing.in_turn({"fast": lambda: time.sleep(0.002), "slow": lambda: time.sleep(0.004)}, CPU, 0.1)
-    assert 1.4 < times["slow"].median / times["fast"].median < 2.6
+def test_a_planted_slow_down_is_seen(monkeypatch):
+    """On a clock that only the calls move, so that a busy machine changes nothing."""
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def taking(seconds):
+        return lambda: now.__setitem__(0, now[0] + seconds)
+
+    times = timing.in_turn({"fast": taking(0.002), "slow": taking(0.004)}, CPU, 0.1)
+    assert times["slow"].median / times["fast"].median == pytest.approx(2)
+    assert 10 < len(times["fast"].rounds) == len(times["slow"].rounds) < 20  # what fits into a tenth of a second

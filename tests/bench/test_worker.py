@@ -11,6 +11,7 @@ import torch
 import kernels
 from bench import gpu, inside, memory, steps, timing, worker
 from bench.rows import Rows, entries
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 
@@ -232,10 +233,10 @@ def test_tuning_goes_on_where_it_was_and_names_what_a_worker_died_of(tmp_path, m
             )
 
     monkeypatch.setattr(tune, "tune", search)
-    worker.tune(Rows(path), CPU, time.time() + 60)  # its process dies
+    worker.tune(Rows(path), CPU, time.time() + PATIENCE)  # its process dies
     Rows(path).crash()
-    worker.tune(Rows(path), CPU, time.time() + 60)
-    worker.tune(Rows(path), CPU, time.time() + 60)
+    worker.tune(Rows(path), CPU, time.time() + PATIENCE)
+    worker.tune(Rows(path), CPU, time.time() + PATIENCE)
     assert asked == [set(), {str(first), str(second)}, {str(first), str(second), str(third)}]
     found = {entry["key"]: entry["rows"][0] for entry in entries(path) if entry["kind"] == "tune"}
     assert list(found) == [str(first), str(second), str(third)]

@@ -130,7 +130,7 @@ def compile(task):
     if task == "die":
         os._exit(9)
     if task == "sleep":
-        time.sleep(60)
+        time.sleep(86400)
     return Compiled("", task + os.environ["CUDA_VISIBLE_DEVICES"])
 
 if __name__ == "__main__":
@@ -139,20 +139,18 @@ if __name__ == "__main__":
     found = [future.result() for future in futures]
     asleep = [compilers.submit(1, "sleep") for _ in range(2)]
     time.sleep(0.5)
-    begun = time.monotonic()
     compilers.close()
     for process in compilers._processes.values():
         process.join()
-    closed = time.monotonic() - begun
-    print(json.dumps([[c.code or c.refused for c in found], closed, any(future.done() for future in asleep)]))
+    print(json.dumps([[c.code or c.refused for c in found], any(future.done() for future in asleep)]))
 """
 
 
 def test_a_compiler_that_crashes_takes_only_its_own_candidate_with_it(tmp_path):
-    found, seconds_to_close, done = run_alone(COMPILERS, tmp_path)
+    found, done = run_alone(COMPILERS, tmp_path)
     crashed = "does not compile: the compiler crashed"
     assert found == ["a", crashed, "b", crashed, crashed, "c", "d"]
-    assert seconds_to_close < 10 and not done, "stopped, whatever was being compiled"
+    assert not done, "stopped, whatever was being compiled"
 
 
 ELSEWHERE = """

@@ -13,6 +13,7 @@ from minilm.quiz.multihead import TEMPLATE, Code
 from minilm.quiz.play import Game, write_template
 from minilm.quiz.progress import progress_path, read_progress, record
 from minilm.quiz.questions import draw_questions
+from tests.waiting import PATIENCE
 
 
 def keys(seed, numbers, file, text=""):
@@ -56,7 +57,8 @@ class TestThroughout:
         lines = keys(1, range(1, 9), "mine.py", "peter piper picked a peck of pickled peppers")
         done = subprocess.run(
             [sys.executable, "-m", "minilm", "quiz", "--seed", "1"],
-            input="\n".join(lines) + "\n", capture_output=True, text=True, encoding="utf-8", cwd=tmp_path, timeout=300,
+            input="\n".join(lines) + "\n", capture_output=True, text=True, encoding="utf-8",
+            cwd=tmp_path, timeout=PATIENCE,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"},
         )  # fmt: skip
         assert done.returncode == 0 and not done.stderr, done.stderr

@@ -15,6 +15,7 @@ from minilm.errors import UserError
 from minilm.studies import design, study
 from minilm.studies.ablation import analyse
 from minilm.studies.trials import DIVERGED, FAILED, FINISHED, MISSING, TRIALS, Study, from_runs, run_trials
+from tests.waiting import PATIENCE, wait_for
 
 STEPS = 8
 
@@ -85,9 +86,8 @@ def test_a_study_killed_at_any_moment_goes_on_to_the_same_table(tmp_path, trials
     kills = 0
     for attempt in range(60):
         child = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
-        deadline = time.monotonic() + 60
         moment = 1 + attempt % 5  # rows on disk at which it is killed: in another trial, at another step, each time
-        while child.poll() is None and time.monotonic() < deadline:
+        while child.poll() is None:
             rows = sum(p.read_text().count("\n") for p in found.path.rglob("metrics.jsonl"))
             if attempt < 3 and rows >= moment + 8 * attempt:
                 for process in descendants(child.pid):
@@ -123,11 +123,9 @@ def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
     program = f"from minilm.studies.trials import *; sys.exit(0 if run_trials(Study(Path({str(found.path)!r}))) else 7)"
     child = subprocess.Popen([sys.executable, "-c", program])
     metrics = found.folder(trials[0].id) / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") > 20) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 20, "twenty steps")
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == 7
+    assert child.wait(PATIENCE) == 7
     assert found.outcomes()[0].status == MISSING
     assert (found.folder(trials[0].id) / "checkpoints" / "last.pt").exists()
     assert "stopped by SIGTERM" in (found.folder(trials[0].id) / "events.jsonl").read_text()
@@ -140,15 +138,12 @@ def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     program = f"from minilm.studies.trials import *; run_trials(Study(Path({str(found.path)!r})))"
     runner = subprocess.Popen([sys.executable, "-c", program])
     metrics = found.folder(trials[0].id) / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not metrics.exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for(metrics.exists, "the first step")
     runner.kill()
     runner.wait()
     said = []
     run_trials(found, say=said.append)
-    while found.outcomes()[0].status != FINISHED and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: found.outcomes()[0].status == FINISHED, "the trial's end")
     assert "in the hands of another process" in said[0]
     assert found.outcomes()[0].status == FINISHED
     assert "resume" not in (found.folder(trials[0].id) / "events.jsonl").read_text()

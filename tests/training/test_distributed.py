@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from minilm.errors import UserError
 from minilm.sampling.generate import load_run
 from minilm.training import checkpoint, distributed, evaluate, loop, reduction
 from minilm.training.journal import read_rows
+from tests.waiting import LONG, PATIENCE, wait_for
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -63,7 +63,7 @@ def run_jobs(size, jobs, folder):
     worker = [sys.executable, str(HERE / "distributed_worker.py"), str(folder / "jobs.json"), str(folder)]
     processes = start(size, worker)
     try:
-        said = [process.communicate(timeout=240) for process in processes]
+        said = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -260,25 +260,25 @@ def test_four_processes_give_the_same_bits_by_exact_reduction(tmp_path, text_fil
     assert same_bits(weights(one / "exact"), weights(tmp_path / "exact"))
 
 
-def all_end(processes, seconds):
-    """Seconds until every process has ended by itself; those that have not are killed."""
-    begun = time.monotonic()
+def all_end_by_themselves(processes):
     try:
         for process in processes:
-            process.wait(timeout=max(0.1, begun + seconds - time.monotonic()))
-        return time.monotonic() - begun
+            process.wait(timeout=PATIENCE)
     finally:
-        for process in processes:
-            process.kill()
-            process.stdout.close()
-            process.stderr.close()
+        end(processes)
 
 
-def when_saved(run, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (run / "checkpoints" / "last.pt").exists() or not (run / "metrics.jsonl").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def end(processes):
+    for process in processes:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def when_saved(run):
+    files = run / "checkpoints" / "last.pt", run / "metrics.jsonl"
+    wait_for(lambda: all(file.exists() for file in files), "the first checkpoint")
 
 
 def test_killing_one_process_ends_the_others_and_leaves_the_checkpoint(tmp_path, text_file):
@@ -288,7 +288,7 @@ def test_killing_one_process_ends_the_others_and_leaves_the_checkpoint(tmp_path,
     processes = start(2, worker)
     when_saved(tmp_path / "run")
     processes[1].kill()
-    assert all_end(processes, 60) < 60
+    all_end_by_themselves(processes)
     said = json.loads((tmp_path / "0.json").read_text())["jobs"][0]["outcome"]
     assert said.startswith("UserError: ") and "--resume" in said
     checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")
@@ -307,12 +307,10 @@ def test_a_process_that_shows_no_life_ends_the_others(tmp_path, text_file):
     try:
         when_saved(tmp_path / "run")
         second.send_signal(signal.SIGSTOP)
-        assert first.wait(timeout=60) == 1
+        assert first.wait(timeout=PATIENCE) == 1
         assert re.search(rb"process 1 of 2 gave no sign of life for 4 s", first.stderr.read())
     finally:
-        all_end([first], 1)
-        second.kill()
-        all_end([second], 10)
+        end([first, second])
 
 
 @pytest.mark.slow
@@ -329,7 +327,7 @@ def test_torchrun_ends_in_time_with_a_sound_checkpoint(number, tmp_path, text_fi
     assert len(workers) == 2
     os.kill(workers[1] if number == signal.SIGKILL else job.pid, number)
     try:
-        job.communicate(timeout=60)
+        job.communicate(timeout=PATIENCE)
     finally:
         job.kill()
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
@@ -368,17 +366,16 @@ import torch.distributed as dist
 from minilm.training import distributed
 if os.environ["RANK"] == "1":
     held = next(dist.rendezvous("env://"))  # connects, and then says nothing
-    time.sleep(300)
+    time.sleep({LONG})
 distributed.JOIN_TIMEOUT = timedelta(seconds=5)
 sys.argv = ["worker", {str(tmp_path / "jobs.json")!r}, {str(tmp_path)!r}]
 runpy.run_path({str(HERE / "distributed_worker.py")!r}, run_name="__main__")
 """
     first, second = start(2, [sys.executable, "-c", code])
     try:
-        assert all_end([first], 60) < 60
+        all_end_by_themselves([first])
     finally:
-        second.kill()
-        all_end([second], 10)
+        end([second])
     outcome = json.loads((tmp_path / "0.json").read_text())["jobs"][0]["outcome"]
     assert outcome.startswith("UserError: Process 0 could not join the 2 of this training at 127.0.0.1:")
 

@@ -114,6 +114,40 @@ def test_the_scale_of_float16_gradients_goes_on(tmp_path, text_file, monkeypatch
     assert (scaler["scale"], scaler["_growth_tracker"]) == (2.0**14, 1)
 
 
+@pytest.mark.parametrize("began", ["float32", "bfloat16"])
+def test_a_resumed_run_keeps_the_dtype_that_auto_came_to(began, tmp_path, text_file, monkeypatch):
+    """On whatever machine it goes on: half a training in each would be neither."""
+    flags = {"float32": set(), "bfloat16": {"avx512_bf16"}}
+    other = {"float32": "bfloat16", "bfloat16": "float32"}[began]
+    monkeypatch.setattr(hardware, "CPU_BFLOAT16", {"avx512_bf16": ("AVX-512 BF16", 1)})
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags[began])
+    config = reduced("tiny", text_file)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch)
+        run(config, tmp_path / "run")
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags[other])
+    run(config, tmp_path / "run", resume=True)
+    run(config, tmp_path / "anew")
+    dtypes = [journal.read_json(tmp_path / name / "config.json")["facts"]["dtype"] for name in ("run", "anew")]
+    assert dtypes == [began, other]
+    assert [
+        row for row in journal.read_rows(tmp_path / "run" / "events.jsonl") if row["event"] == "config_change"
+    ] == []
+
+
+def test_a_run_in_float16_goes_on_in_float32_where_there_is_a_cpu_alone_and_says_so(tmp_path, text_file, monkeypatch):
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: set())
+    config = reduced("tiny", text_file)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch)
+        run(config, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"dtype": "float32"', '"dtype": "float16"'))  # as a GPU would have it
+    run(config, tmp_path / "run", resume=True)
+    said = [row["message"] for row in journal.read_rows(tmp_path / "run" / "events.jsonl")]
+    assert "dtype in use from float16 to float32" in said
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 def test_with_interpreted_triton_kernels(tmp_path, text_file):
