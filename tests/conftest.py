@@ -1,11 +1,13 @@
 """Shared by all tests: no downloads, no display, and a cache of its own for prepared data."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
@@ -40,10 +42,18 @@ def text_file(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def capstone_folder(tmp_path_factory, text_file):
-    """A miniature capstone, killed as it trained and as it compared, told to stop, and finished. Not to be changed."""
+    """A miniature capstone, killed as it trained and as it compared, told to stop, and finished. Not to be changed: it
+    is made once for all workers."""
     from tests.capstone.miniature import make_with_kills
 
-    return make_with_kills(tmp_path_factory.mktemp("capstone") / "made", text_file)
+    base = tmp_path_factory.getbasetemp()
+    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "capstone" / "made"
+    out.parent.mkdir(exist_ok=True)
+    with FileLock(out.parent / "lock"):
+        if not (out.parent / "is whole").exists():
+            make_with_kills(out, text_file)
+            (out.parent / "is whole").touch()
+    return out
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +71,12 @@ def copied(trained, tmp_path):
     """The run of `trained`, to do with as one likes."""
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a collection of garbage, of which some tests ask for many, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

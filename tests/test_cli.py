@@ -30,11 +30,12 @@ def run(*arguments, cwd=None, **environment):
     )
 
 
-def run_here(*arguments):
-    """The command in this process: a fraction of a second instead of two, for what is refused before any training."""
+def run_here(*arguments, cwd=None):
+    """The command in this process: a fraction of a second instead of two."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["minilm", *map(str, arguments)])
+        patch.chdir(cwd or os.getcwd())
         with pytest.raises(SystemExit) as ended:
             main()
     return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
@@ -114,17 +115,18 @@ class TestTrain:
 
     def test_runs_are_numbered_and_resumed_by_preset(self, text_file, tmp_path):
         for _ in range(2):
-            done = run(*TINY, "--data", text_file, "--steps", 2, "--no-baselines", cwd=tmp_path)
+            done = run_here(*TINY, "--data", text_file, "--steps", 2, "--no-baselines", cwd=tmp_path)
             assert done.returncode == 0, done.stderr
         assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["tiny-001", "tiny-002"]
-        done = run("train", "--preset", "tiny", "--resume", "--steps", 4, "--no-baselines", "--no-report", cwd=tmp_path)
+        again = ("train", "--preset", "tiny", "--resume", "--steps", 4, "--no-baselines", "--no-report")
+        done = run_here(*again, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / "runs/tiny-002/config.json").read_text())["train"]["steps"] == 4
         assert json.loads((tmp_path / "runs/tiny-001/config.json").read_text())["train"]["steps"] == 2
 
     def test_every_setting_can_be_set(self, text_file, tmp_path):
         settings = ("model.n_layers=1", "model.activation=swiglu", "train.lr=2e-3", "data.val_fraction=0.2")
-        done = run(
+        done = run_here(
             *TINY, "--data", text_file, "--steps", 1, "--seed", 5, "--dtype", "bfloat16", "--kernels", "reference",
             "--save-at", "0,1", "--out", "run", "--no-baselines", *(w for s in settings for w in ("--set", s)),
             cwd=tmp_path,
@@ -155,7 +157,7 @@ class TestTrain:
 class TestGenerate:
     def test_greedy_text_is_the_same_through_both_backends(self, trained):
         texts = [
-            run(
+            run_here(
                 "generate", "--run", "run", "--temperature", 0, "--kernels", k, "--prompt", "1 green", cwd=trained[0]
             ).stdout
             for k in ("reference", "torch")
@@ -164,13 +166,13 @@ class TestGenerate:
 
     def test_streamed_text_is_the_text(self, trained):
         common = ("generate", "--run", "run", "--seed", 3, "--max-new-tokens", 80, "--top-k", 9, "--top-p", 0.9)
-        whole, streamed = run(*common, cwd=trained[0]).stdout, run(*common, "--stream", cwd=trained[0]).stdout
+        whole, streamed = run_here(*common, cwd=trained[0]).stdout, run(*common, "--stream", cwd=trained[0]).stdout
         assert whole == streamed and len(whole) == 81
-        assert run(*common[:-4], cwd=trained[0]).stdout != whole
+        assert run_here(*common[:-4], cwd=trained[0]).stdout != whole
 
     @pytest.mark.parametrize("which", ["best", "last"])
     def test_a_checkpoint_can_be_chosen(self, trained, which):
-        done = run("generate", "--run", "run", "--checkpoint", which, "--max-new-tokens", 5, cwd=trained[0])
+        done = run_here("generate", "--run", "run", "--checkpoint", which, "--max-new-tokens", 5, cwd=trained[0])
         assert done.returncode == 0, done.stderr
 
     def test_bytes_of_one_character_come_together(self, tmp_path):
@@ -181,12 +183,12 @@ class TestGenerate:
         )
         assert done.returncode == 0, done.stderr
         common = ("generate", "--run", "r", "--seed", 1, "--max-new-tokens", 60)
-        whole, streamed = run(*common, cwd=tmp_path).stdout, run(*common, "--stream", cwd=tmp_path).stdout
+        whole, streamed = run_here(*common, cwd=tmp_path).stdout, run(*common, "--stream", cwd=tmp_path).stdout
         assert whole == streamed
 
     def test_mistakes_are_sentences(self, trained):
         def generate(*arguments):
-            return run("generate", *arguments, cwd=trained[0])
+            return run_here("generate", *arguments, cwd=trained[0])
 
         refused(generate("--run", "nowhere"), "There is no run folder nowhere")
         refused(generate("--run", "run", "--checkpoint", "77"), "has no checkpoint '77'; it has best, last")
@@ -194,7 +196,8 @@ class TestGenerate:
         refused(generate("--run", "run", "--temperature", "-1"), "--temperature")
         refused(generate("--run", "run", "--temperature", "nan"), "The temperature is nan")
         refused(generate("--run", "."), "is not a run folder")
-        refused(generate("--run", "run", "--kernels", "triton"), "--kernels triton cannot run here")
+        triton = run("generate", "--run", "run", "--kernels", "triton", cwd=trained[0])
+        refused(triton, "--kernels triton cannot run here")
         assert (
             generate("--run", "run", "--prompt", "a€", "--unknown", "replace", "--max-new-tokens", "3").returncode == 0
         )
@@ -202,10 +205,10 @@ class TestGenerate:
 
 class TestCheck:
     def test_exit_codes_and_sentences(self, trained, tmp_path):
-        done = run("check", "run", cwd=trained[0])
+        done = run_here("check", "run", cwd=trained[0])
         assert done.returncode == 0 and done.stdout.endswith("Everything is sound.\n"), done.stdout + done.stderr
         (tmp_path / "torn.pt").write_bytes((trained[0] / "run/checkpoints/best.pt").read_bytes()[:-9])
-        done = run("check", tmp_path / "torn.pt")
+        done = run_here("check", tmp_path / "torn.pt")
         assert done.returncode == 1 and "What can be done: " in done.stdout and not done.stderr
         refused(run_here("check", tmp_path), "is no run folder, no prepared data and no checkpoint")
 
@@ -265,14 +268,13 @@ class TestMistakes:
         refused(done, "train.compile is 'on', which needs a C++ compiler", "install g++")
 
     def test_of_folders(self, trained, text_file, tmp_path):
-        again = run(*TINY, "--data", text_file, "--out", "run", cwd=trained[0])
+        again = run_here(*TINY, "--data", text_file, "--out", "run", cwd=trained[0])
         refused(again, "run holds a run already; continue it with --resume")
-        refused(run("train", "--out", tmp_path / "none", "--resume"), "none", "no config.json")
-        refused(
-            run("train", "--out", "run", "--resume", "--set", "train.lr=1", cwd=trained[0]), "cannot change train.lr"
-        )
-        refused(run("report", tmp_path), "is not a run folder")
-        refused(run("baselines", tmp_path / "none"), "no run folder")
+        refused(run_here("train", "--out", tmp_path / "none", "--resume"), "none", "no config.json")
+        changed = run_here("train", "--out", "run", "--resume", "--set", "train.lr=1", cwd=trained[0])
+        refused(changed, "cannot change train.lr")
+        refused(run_here("report", tmp_path), "is not a run folder")
+        refused(run_here("baselines", tmp_path / "none"), "no run folder")
 
     def test_a_run_in_use_is_left_alone(self, trained, text_file):
         from minilm.training.journal import RunFolder

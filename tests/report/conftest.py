@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tests.report.ablation_lab import Lab, whole
 from tests.report.pages_read import Page
@@ -180,3 +181,17 @@ def study(tmp_path_factory):
     """The whole study, reported once: (lab, result, page, folder of the report). Not to be changed."""
     lab = whole(Lab(tmp_path_factory.mktemp("study")))
     return lab, lab.result(), Page.at(lab.write()), lab.folder / "out"
+
+
+@pytest.fixture
+def undrawn_figures(monkeypatch):
+    """For tests of a page's words and numbers: figures are made and stay blank, for drawing them takes seconds."""
+
+    def blank(figure, file, *, format, **options):
+        width, height = 72 * figure.get_size_inches()
+        if format == "svg":
+            file.write(f'<svg viewBox="0 0 {width} {height}"><g id="figure_1"></g></svg>')
+        else:
+            Path(file).write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", blank)

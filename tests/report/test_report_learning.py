@@ -11,6 +11,7 @@ from minilm.report import learning, learning_panels
 from minilm.report.page import write_report
 from minilm.report.runs import read_run
 
+undrawn = pytest.mark.usefixtures("undrawn_figures")
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\n| a `b` ````c```` \x00'
 STEPS = (0, 50, 2000)
 HEATS = (0.3, 0.7, 1.0)
@@ -82,6 +83,7 @@ def test_a_run_without_samples_has_neither_section(make_run):
     assert "Watch it learn" not in text and "How good its texts are" not in text and "Learning to write" in text
 
 
+@undrawn
 def test_every_checkpoint_is_shown_at_every_temperature_after_every_prompt(judged):
     said = plain(page(judged))
     assert "Watch it learn" in said and "The beginning of a new text" in said and "After “The ”" in said
@@ -93,6 +95,7 @@ def test_every_checkpoint_is_shown_at_every_temperature_after_every_prompt(judge
     assert "Learning to write" not in said, "the same, at one temperature"
 
 
+@undrawn
 def test_long_samples_are_folded_away_and_cut(judged):
     write_samples(judged, text="x" * 3000 + "y\n")
     text = page(judged)
@@ -123,6 +126,7 @@ def test_the_figures_show_the_model_beside_held_out_text_and_the_ngram_model(jud
     assert f"(quality_by_step_{judged.name}.png)" in markdown and "| held-out text |" in markdown
 
 
+@undrawn
 def test_the_numbers_are_those_of_the_best_checkpoint_with_their_intervals(judged):
     said = plain(page(judged))
     assert "In numbers, step 2,000" in said
@@ -131,11 +135,13 @@ def test_the_numbers_are_those_of_the_best_checkpoint_with_their_intervals(judge
     assert "Of 20 stories judged the grammar accepts 0" in said
 
 
+@undrawn
 @pytest.mark.parametrize(("copy", "verdict"), [(20, "no sign of memorising"), (80, "some of it was memorised")])
 def test_copies_are_judged_against_those_of_held_out_text(make_run, copy, verdict):
     assert verdict in plain(page(write_samples(make_run(steps=40), copy=copy)))
 
 
+@undrawn
 def test_a_training_text_that_was_searched_in_part_is_said_to_be(judged):
     assert "is not found" not in plain(page(judged))
     edit(judged / "quality.json", lambda q: q.update(training_characters=50_000_000))
@@ -163,6 +169,7 @@ def test_nothing_in_the_files_is_taken_for_markup(judged):
     assert "<script" not in text and "<img" not in text and "\0" not in text and "&lt;script&gt;" in text
 
 
+@undrawn
 @pytest.mark.parametrize(
     "change",
     [
@@ -183,6 +190,7 @@ def test_a_file_of_another_form_is_passed_over(judged, change):
     assert " nan" not in str(found) and len(plates) == len(found.get("plates", []))
 
 
+@undrawn
 def test_a_torn_file_is_left_out_and_said_to_be(judged):
     (judged / "quality.json").write_text('{"cells": [')
     (judged / "samples" / "watch.json").write_text("[]")

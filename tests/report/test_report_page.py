@@ -12,6 +12,7 @@ from minilm.report.runs import read_run
 from minilm.report.views import _settings
 from tests.report.pages_read import Page
 
+undrawn = pytest.mark.usefixtures("undrawn_figures")
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>\n| a `b` ````c```` \x00\x1b[31m'
 
 
@@ -86,6 +87,7 @@ def test_nothing_that_a_run_holds_is_taken_for_markup(make_run, lines):
     assert page.text.count('<script>alert("x")</script>') >= 8
 
 
+@undrawn
 def test_markdown_keeps_samples_in_their_fence_and_cells_in_their_table(make_run):
     folder = make_run(steps=30)
     for path in (folder / "samples").iterdir():
@@ -112,6 +114,7 @@ def test_a_page_stays_under_two_megabytes(make_run, lines, steps):
     assert write_report([folder]).stat().st_size < 2_000_000
 
 
+@undrawn
 def test_long_samples_and_many_are_cut_and_said_to_be(make_run):
     folder = make_run(steps=30)
     sample = {"prompt": "", "text": "x" * 3000 + "y"}
@@ -135,12 +138,14 @@ def test_the_verdict_is_made_from_the_run(quick):
     assert verdict in page.text and verdict in markdown
 
 
+@undrawn
 def test_a_best_before_the_end_is_named_with_its_step(make_run):
     text = page_of(make_run(last_rise=3.0)).text
     assert re.search(r"reached 1\.\d{3} nats .* at step 1,250, its best over 2,000 steps in 2 min", text)
     assert "the mark of overfitting" in text
 
 
+@undrawn
 def test_a_run_that_goes_on_is_said_to_and_can_be_resumed(make_run):
     folder = make_run(steps_done=420)
     text = page_of(folder).text
@@ -171,6 +176,7 @@ def test_the_model_stands_among_the_ngram_models_and_the_floor(quick):
     assert "It beats every n-gram model fitted on the same text: the best of them, the 5-gram, gives 1.365" in page.text
 
 
+@undrawn
 def test_a_model_behind_the_ngram_models_is_said_to_be(make_run):
     assert "does not yet beat every n-gram model" in page_of(make_run(level=0.9)).text
 
@@ -181,6 +187,7 @@ def test_samples_are_shown_as_the_model_learns(quick):
     assert "temperature 0.8 · top-p 0.95 · seed 1" in page
 
 
+@undrawn
 def test_a_sample_without_a_prompt_begins_with_its_first_line(make_run):
     folder = make_run(steps=30)
     for path in (folder / "samples").iterdir():
@@ -190,6 +197,7 @@ def test_a_sample_without_a_prompt_begins_with_its_first_line(make_run):
     assert "The beginning of a new text" in path.read_text(encoding="utf-8")
 
 
+@undrawn
 def test_spikes_and_resumes_are_listed_and_checkpoints_only_counted(make_run, lines):
     folder = make_run(steps=30)
     events = [
@@ -224,6 +232,7 @@ def test_settings_parameters_and_provenance_are_all_there(quick):
     assert "minilm train --preset quick --steps 2000" in page.text and f"minilm generate --run {folder}" in page.text
 
 
+@undrawn
 def test_an_unknown_peak_is_no_percentage(make_run):
     folder = make_run(steps=30)
     assert "of the peak" not in page_of(folder).text
@@ -231,6 +240,7 @@ def test_an_unknown_peak_is_no_percentage(make_run):
     assert re.search(r"110 GFLOP/s, 10% of the peak", page_of(folder).text)
 
 
+@undrawn
 def test_remarks_say_what_a_careful_reader_would_notice(make_run, lines):
     folder = make_run(steps=40, evaluate=False, baselines=False)
     edit(folder / "data.json", lambda d: d["train"].update(tokens=40 * 1536 // 5))
@@ -258,6 +268,7 @@ def test_remarks_say_what_a_careful_reader_would_notice(make_run, lines):
     )
 
 
+@undrawn
 def test_a_loss_below_the_floor_is_called_into_question(make_run):
     assert "below the floor: either" in page_of(make_run(steps=2000, level=-0.4)).text
 
@@ -312,6 +323,7 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(make_run, tm
         write_report([make_run(steps=4)], tmp_path / "file")
 
 
+@undrawn
 def test_settings_without_effect_are_not_listed(make_run):
     folder = make_run()
 
