@@ -18,26 +18,40 @@ from minilm.doctor import diagnose
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("flags", [{"amx_bf16", "avx512_bf16"}, {"avx512_bf16", "sse"}, {"avx512f"}, set()], ids=str)
-def test_auto_is_bfloat16_on_a_cpu_that_has_instructions_for_it_from_the_width_on_that_gains(flags, monkeypatch):
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags)
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+@pytest.mark.parametrize(
+    ("says", "name", "width"),
+    [
+        ({"GenuineIntel", "amx_bf16", "avx512_bf16"}, "AMX", 96),
+        ({"AuthenticAMD", "avx512_bf16", "sse"}, "AVX-512 BF16", 128),
+    ],
+)
+def test_auto_is_bfloat16_on_a_cpu_that_is_faster_so_from_the_width_on_that_gains(says, name, width, monkeypatch):
+    monkeypatch.setattr(hardware, "_cpu_says", lambda: says)
+    assert hardware.resolve_dtype("auto", CPU, width) == torch.bfloat16
+    assert hardware.resolve_dtype("auto", CPU, width - 1) == torch.float32
     said = hardware.explain_dtype(CPU)
-    gains = next((gains for flag, gains in hardware.CPU_BFLOAT16.items() if flag in flags), None)
-    assert (gains is None) == (not flags & {"amx_bf16", "avx512_bf16"})
-    if gains is None:
-        assert hardware.resolve_dtype("auto", CPU, 4096) == torch.float32
-        assert said.startswith("float32 (") and "AMX or AVX-512 BF16" in said
-    else:
-        name, width = gains
-        assert hardware.resolve_dtype("auto", CPU, width) == torch.bfloat16
-        assert hardware.resolve_dtype("auto", CPU, width - 1) == torch.float32
-        assert said.startswith(f"bfloat16 for models {width} or more wide") and name in said
+    assert said == f"bfloat16 for models {width} or more wide, which {name} of this CPU makes faster; else float32"
     assert hardware.resolve_dtype("float32", CPU, 4096) == torch.float32  # what is asked for by name stands
 
 
+@pytest.mark.parametrize(
+    ("says", "reason"),
+    [
+        ({"GenuineIntel", "avx512_bf16"}, "slower than float32 on Intel's processors"),
+        ({"AuthenticAMD", "avx512f"}, "says nothing of AMX or AVX-512 BF16"),
+        (set(), "says nothing of AMX or AVX-512 BF16"),
+    ],
+)
+def test_other_cpus_of_that_family_stay_in_float32_and_the_reason_is_said(says, reason, monkeypatch):
+    monkeypatch.setattr(hardware, "_cpu_says", lambda: says)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert hardware.resolve_dtype("auto", CPU, 4096) == torch.float32
+    said = hardware.explain_dtype(CPU)
+    assert said.startswith("float32 (") and reason in said
+
+
 def test_other_processors_stay_in_float32_and_the_reason_is_said(monkeypatch):
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: set())
+    monkeypatch.setattr(hardware, "_cpu_says", lambda: set())
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert hardware.resolve_dtype("auto", CPU, 4096) == torch.float32
     assert hardware.explain_dtype(CPU) == "float32 (bfloat16 has not been measured on processors of the kind aarch64)"
@@ -51,11 +65,15 @@ def test_the_reason_on_a_gpu_is_whether_it_has_bfloat16(has, monkeypatch):
     assert said == ("bfloat16 (this GPU has bfloat16)" if has else "float16 (this GPU has no bfloat16)")
 
 
-def test_flags_are_those_of_the_system_and_none_where_it_does_not_say(tmp_path, monkeypatch):
-    (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu sse avx512_bf16\n\nflags\t\t: other\n")
-    for file, expected in (("cpuinfo", {"fpu", "sse", "avx512_bf16"}), ("nothing", set())):
+def test_what_the_system_says_of_the_cpu_is_read_and_nothing_where_it_says_nothing(tmp_path, monkeypatch):
+    (tmp_path / "amd").write_text(
+        "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: amx_bf16 in name alone\n"
+        "flags\t\t: fpu sse avx512_bf16\nbugs\t\t:\n\nprocessor\t: 1\nflags\t\t: other\n"
+    )
+    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd bf16\n")
+    for file, expected in (("amd", {"AuthenticAMD", "fpu", "sse", "avx512_bf16"}), ("arm", set()), ("none", set())):
         monkeypatch.setattr(hardware, "Path", lambda _, file=file: tmp_path / file)
-        assert hardware._cpu_flags() == expected
+        assert hardware._cpu_says() == expected
 
 
 def test_a_mac_begins_on_its_cpu_and_mps_is_there_for_the_asking(monkeypatch):

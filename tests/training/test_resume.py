@@ -117,15 +117,15 @@ def test_the_scale_of_float16_gradients_goes_on(tmp_path, text_file, monkeypatch
 @pytest.mark.parametrize("began", ["float32", "bfloat16"])
 def test_a_resumed_run_keeps_the_dtype_that_auto_came_to(began, tmp_path, text_file, monkeypatch):
     """On whatever machine it goes on: half a training in each would be neither."""
-    flags = {"float32": set(), "bfloat16": {"avx512_bf16"}}
+    says = {"float32": set(), "bfloat16": {"amx_bf16"}}
     other = {"float32": "bfloat16", "bfloat16": "float32"}[began]
-    monkeypatch.setattr(hardware, "CPU_BFLOAT16", {"avx512_bf16": ("AVX-512 BF16", 1)})
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags[began])
+    monkeypatch.setattr(hardware, "CPU_BFLOAT16", (("AMX", {"amx_bf16"}, 1),))
+    monkeypatch.setattr(hardware, "_cpu_says", lambda: says[began])
     config = reduced("tiny", text_file)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(3, patch)
         run(config, tmp_path / "run")
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: flags[other])
+    monkeypatch.setattr(hardware, "_cpu_says", lambda: says[other])
     run(config, tmp_path / "run", resume=True)
     run(config, tmp_path / "anew")
     dtypes = [journal.read_json(tmp_path / name / "config.json")["facts"]["dtype"] for name in ("run", "anew")]
@@ -136,7 +136,7 @@ def test_a_resumed_run_keeps_the_dtype_that_auto_came_to(began, tmp_path, text_f
 
 
 def test_a_run_in_float16_goes_on_in_float32_where_there_is_a_cpu_alone_and_says_so(tmp_path, text_file, monkeypatch):
-    monkeypatch.setattr(hardware, "_cpu_flags", lambda: set())
+    monkeypatch.setattr(hardware, "_cpu_says", lambda: set())
     config = reduced("tiny", text_file)
     with pytest.MonkeyPatch.context() as patch:
         stop_after(3, patch)
