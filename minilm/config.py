@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -283,11 +284,12 @@ def _words(items: typing.Iterable[str]) -> str:
     return ", ".join(items)
 
 
+@functools.cache  # to evaluate the annotations takes longer than all else that is done for a configuration
 def _kinds(section: type) -> dict[str, tuple[type, ...]]:
     """The types that each field of a section may be given."""
-    found = {}
+    found, hints = {}, typing.get_type_hints(section)
     for f in dataclasses.fields(section):
-        kind = typing.get_type_hints(section)[f.name]
+        kind = hints[f.name]
         kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
         found[f.name] = (*kinds, type(None)) if f.metadata.get("derived") else kinds
     return found

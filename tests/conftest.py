@@ -31,29 +31,48 @@ def cache(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_samples():
+    """What a training writes on its way is a few windows long, and not 400 tokens."""
+    from minilm.training import evaluate
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "SAMPLE_TOKENS", 70)
+        yield
+
+
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory):
-    """A small real-looking text of 40,000 characters, the same every time."""
-    path = tmp_path_factory.mktemp("text") / "rhymes.txt"
+def shared(tmp_path_factory):
+    """shared(name, make): what make(folder) made in a folder that all workers have, by the first who asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name, make):
+        folder = base / f"shared-{name}"
+        folder.mkdir(exist_ok=True)
+        with FileLock(folder / "lock"):
+            if not (folder / "whole").exists():
+                make(folder)
+                (folder / "whole").touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def text_file(shared):
+    """A small real-looking text of 40,000 characters, the same every time. Not to be changed."""
     lines = [f"{n} green bottles hanging on the wall, and if {n % 7} should fall: {n * n}!" for n in range(700)]
-    path.write_text("\n".join(lines)[:40_000], encoding="utf-8")
-    return path
+    text = "\n".join(lines)[:40_000]
+    return shared("text", lambda folder: (folder / "rhymes.txt").write_text(text, encoding="utf-8")) / "rhymes.txt"
 
 
 @pytest.fixture(scope="session")
-def capstone_folder(tmp_path_factory, text_file):
-    """A miniature capstone, killed as it trained and as it compared, told to stop, and finished. Not to be changed: it
-    is made once for all workers."""
+def capstone_folder(shared, text_file):
+    """A miniature capstone, killed as it trained and as it compared, told to stop, and finished. Not to be changed."""
     from tests.capstone.miniature import make_with_kills
 
-    base = tmp_path_factory.getbasetemp()
-    out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "capstone" / "made"
-    out.parent.mkdir(exist_ok=True)
-    with FileLock(out.parent / "lock"):
-        if not (out.parent / "is whole").exists():
-            make_with_kills(out, text_file)
-            (out.parent / "is whole").touch()
-    return out
+    return shared("capstone", lambda folder: make_with_kills(folder / "made", text_file)) / "made"
 
 
 @pytest.fixture(scope="session")

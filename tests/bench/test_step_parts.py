@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import kernels
-from bench import breakdown, inside, memory, steps
+from bench import breakdown, inside, memory, steps, timing
 from minilm.config import build
 from minilm.training import graphs
 from minilm.training.facts import estimate_memory
@@ -198,7 +198,9 @@ def test_memory_by_part_adds_up_to_the_estimate_and_the_fused_kernels_keep_less(
     assert totals["triton", False] < totals["reference", False] and totals["torch", True] < totals["torch", False]
 
 
-def test_the_two_commands_print_their_tables(capsys):
+def test_the_two_commands_print_their_tables(capsys, monkeypatch):
+    in_turn = timing.in_turn
+    monkeypatch.setattr(timing, "in_turn", lambda calls, device, seconds, **how: in_turn(calls, device, 0.05, **how))
     assert memory.main(["--preset", "tiny", "--gigabytes", "0.1", "--dtype", "float32"]) == 0
     said = capsys.readouterr().out
     assert "MLP" in said and "one sequence in 0.1 GiB" in said and "computed again" in said

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 
 from minilm.config import RunConfig, build
-from minilm.training import checkpoint, journal
+from minilm.training import checkpoint, evaluate, journal
 from minilm.training.loop import train
 
 SAID_ONCE = ("best", "spike", "non_finite", "finished")  # however often the run was killed
@@ -162,6 +162,7 @@ def life(config: RunConfig, whole: Path, out: Path, deaths: list) -> dict:
 
 def main(folder: Path, text: Path, plan: dict) -> None:
     torch.set_num_threads(1)
+    evaluate.SAMPLE_TOKENS = 70  # as tests/conftest.py has it
     drawn = random.Random(plan["seed"])
     for variant in plan["variants"]:
         config, whole = config_for(text, variant), folder / f"{variant}-whole"

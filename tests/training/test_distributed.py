@@ -367,7 +367,7 @@ from minilm.training import distributed
 if os.environ["RANK"] == "1":
     held = next(dist.rendezvous("env://"))  # connects, and then says nothing
     time.sleep({LONG})
-distributed.JOIN_TIMEOUT = timedelta(seconds=5)
+distributed.JOIN_TIMEOUT = timedelta(seconds=2)
 sys.argv = ["worker", {str(tmp_path / "jobs.json")!r}, {str(tmp_path)!r}]
 runpy.run_path({str(HERE / "distributed_worker.py")!r}, run_name="__main__")
 """

@@ -15,7 +15,7 @@ from rich.console import Console
 from minilm import hardware
 from minilm.config import build
 from minilm.errors import UserError
-from minilm.training import checkpoint, guards, loop
+from minilm.training import checkpoint, evaluate, guards, loop
 from minilm.training.journal import RunFolder, newest_run_folder, next_run_folder, read_rows
 from minilm.training.loop import train
 
@@ -105,7 +105,7 @@ class TestOneRun:
         assert [p.name for p in samples] == ["step_000000.json", "step_000030.json", "step_000060.json"]
         content = json.loads(samples[-1].read_text())
         assert content["step"] == 60 and [s["temperature"] for s in content["samples"]] == [0.8, 0.5, 1.0]
-        assert {len(s["text"]) for s in content["samples"]} == {400}
+        assert {len(s["text"]) for s in content["samples"]} == {evaluate.SAMPLE_TOKENS}
 
     def test_events_tell_what_happened(self, run):
         events = [row["event"] for row in read_rows(run[0] / "events.jsonl")]
