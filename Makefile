@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+# Of the float32 tests of the kernels: PyTorch's sums in plain SSE, in other orders than this processor would take.
+PLAINER := ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41
+
+.PHONY: train test test-plainer lint clean
 
 train: $(VENV)/installed
 	$(BIN)/minilm train
 
 test: $(VENV)/installed-test lint
 	$(BIN)/pytest -n auto --dist loadfile
+
+test-plainer: $(VENV)/installed-test
+	$(PLAINER) $(BIN)/pytest -n auto tests/kernels -k "float32 or shape"
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

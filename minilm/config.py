@@ -325,7 +325,7 @@ def _parse(name: str, kinds: tuple[type, ...], text: str) -> Any:
 
 def _check(config: Any, section: str) -> None:
     """Types, choices and ranges of every field, each failure naming the field, the value and what is allowed."""
-    kinds_of = _kinds(type(config))
+    kinds_of = _kinds(config.__class__)
     for f in dataclasses.fields(config):
         name, value, kinds = f"{section}.{f.name}", getattr(config, f.name), kinds_of[f.name]
         if value is None and type(None) in kinds:

@@ -5,6 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
+# Before PyTorch is imported. The tensors here are small: more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from filelock import FileLock
@@ -14,7 +17,6 @@ ROOT = Path(__file__).parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tensors here are small: more threads only wait for each other
 
 # No test fails by the clock: on a busy machine an example may take any time. Fixtures of a test serve all its examples.
 settings.register_profile(
@@ -92,6 +94,11 @@ def copied(trained, tmp_path):
     return tmp_path / "run"
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """float32, where pytest would number it."""
+    return str(val).removeprefix("torch.") if isinstance(val, torch.dtype) else None
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: a collection of garbage, of which some tests ask for many, need not look at it."""
     gc.collect()
@@ -110,7 +117,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 RUN_WHEN_ASKED_FOR = {"slow": "takes minutes; run with -m slow", "faults": "takes minutes; run with -m faults"}
 
 
+# Files that take longest: begun first, so that no worker is left alone with one.
+FIRST = {
+    ROOT / "tests" / name
+    for name in (
+        "training/test_distributed.py",
+        "kernels/test_attention.py",
+        "studies/test_trials.py",
+        "test_readme.py",
+        "capstone/test_capstone_check.py",
+        "kernels/test_tune_compiling.py",
+        "test_examples.py",
+    )
+}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path not in FIRST)
     for marker, reason in RUN_WHEN_ASKED_FOR.items():
         if marker not in config.option.markexpr:
             for item in items:
