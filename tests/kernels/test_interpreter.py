@@ -62,3 +62,30 @@ def test_mending_twice_changes_nothing():
     before = triton.runtime.interpreter.InterpreterBuilder.create_dot
     interpreter.mend()
     assert triton.runtime.interpreter.InterpreterBuilder.create_dot is before
+
+
+@triton.jit
+def _doubled(x):
+    return x * 2
+
+
+@triton.jit
+def _doubled_often(out_ptr, times):
+    x = tl.load(out_ptr)
+    for _ in range(times):
+        x = _doubled(x)
+    tl.store(out_ptr, x)
+
+
+def test_the_language_is_looked_through_once_a_launch_and_put_back(monkeypatch):
+    """And not at every call of a device function, of which an attention kernel has hundreds."""
+    looked, stock = [], triton.runtime.interpreter._patch_builtin
+    monkeypatch.setattr(triton.runtime.interpreter, "_patch_builtin", lambda *a: looked.append(a[0]) or stock(*a))
+    counts = []
+    for times in (1, 9):
+        looked.clear()
+        out = torch.ones(1)
+        _doubled_often[(1,)](out, times)
+        assert out.item() == 2**times and tl.core.is_builtin(tl.load)
+        counts.append(len(looked))
+    assert counts[0] == counts[1] > 0
