@@ -15,6 +15,7 @@ from minilm.errors import UserError
 from minilm.studies import design, study
 from minilm.studies.ablation import analyse
 from minilm.studies.trials import DIVERGED, FAILED, FINISHED, MISSING, TRIALS, Study, from_runs, run_trials
+from tests.capstone.miniature import run_here
 from tests.waiting import PATIENCE, wait_for
 
 STEPS = 8
@@ -133,7 +134,7 @@ def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
 
 def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     """The runner is killed, the trial goes on; another runner leaves it alone and finds its result afterwards."""
-    trials = little_trials(tmp_path, steps=300)[:1]
+    trials = little_trials(tmp_path, steps=600, checkpoint_interval=200)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
     program = f"from minilm.studies.trials import *; run_trials(Study(Path({str(found.path)!r})))"
     runner = subprocess.Popen([sys.executable, "-c", program])
@@ -149,7 +150,13 @@ def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     assert "resume" not in (found.folder(trials[0].id) / "events.jsonl").read_text()
 
 
-def test_two_shards_merged_are_the_whole(tmp_path, trials, whole):
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """For tests of what becomes of trials, not of their processes: each takes seconds to import PyTorch."""
+    monkeypatch.setattr("minilm.studies.trials._run_one", run_here)
+
+
+def test_two_shards_merged_are_the_whole(tmp_path, trials, whole, in_this_process):
     parts = [Study.create(tmp_path / name, {}, trials, resume=False) for name in ("one", "two")]
     for number, part in enumerate(parts, 1):
         run_trials(part, shard=(number, 2))
@@ -186,7 +193,7 @@ def test_a_trial_that_fails_stops_nobody_and_is_tried_again(tmp_path, trials):
     assert [row["id"] for row in found.open_rows()] == [broken.id]
 
 
-def test_a_trial_that_diverges_is_a_result_and_is_not_tried_again(tmp_path):
+def test_a_trial_that_diverges_is_a_result_and_is_not_tried_again(tmp_path, in_this_process):
     (trial, *_) = little_trials(tmp_path, lr=1e30, min_lr=1e29, grad_clip=0.0, max_bad_steps=2, steps=20)
     found = Study.create(tmp_path / "study", {}, [trial], resume=False)
     run_trials(found)
