@@ -3,10 +3,15 @@
 import gc
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 # Before PyTorch is imported. The tensors here are small: more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+    # A plainer instruction set. What torch.compile keeps from run to run is not asked for which it was made.
+    kept = Path(tempfile.gettempdir()) / f"torchinductor-{os.getuid()}-{capability}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
 import pytest
 import torch

@@ -134,7 +134,7 @@ def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
 
 def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     """The runner is killed, the trial goes on; another runner leaves it alone and finds its result afterwards."""
-    trials = little_trials(tmp_path, steps=600, checkpoint_interval=200)[:1]
+    trials = little_trials(tmp_path, steps=600, checkpoint_interval=200, eval_interval=200)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
     program = f"from minilm.studies.trials import *; run_trials(Study(Path({str(found.path)!r})))"
     runner = subprocess.Popen([sys.executable, "-c", program])
