@@ -70,13 +70,15 @@ class Compilers:
     """
 
     def __init__(self, count: int, function: Callable[..., Compiled]):
-        self._context = multiprocessing.get_context("spawn")
+        # PyTorch and Triton, seconds of a processor, are imported once, and every process is forked from there
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["kernels.tune_compiling"])
         self._function = function
         self._tasks: PriorityQueue[tuple[float, int, Future[Compiled], tuple[Any, ...]]] = PriorityQueue()
         self._numbers = itertools.count()
         self._processes: dict[int, Any] = {}
         self._closed = False
-        for number in range(count):  # all at once: importing PyTorch and Triton takes seconds
+        for number in range(count):
             Thread(target=self._serve, args=(number, self._start(number)), daemon=True).start()
 
     def submit(self, urgency: float, *task: Any) -> Future[Compiled]:

@@ -14,20 +14,15 @@ import pytest
 
 import minilm
 from minilm.cli import cli, main
+from tests.children import Python, python
 from tests.waiting import PATIENCE
 
 TINY = ["train", "--preset", "tiny", "--device", "cpu", "--no-report", "--set", "train.eval_tokens=500"]
 
 
 def run(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "minilm", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "", **environment},
-        timeout=PATIENCE,
-    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "", **environment}
+    return python("-m", "minilm", *arguments, cwd=cwd, env=environment)
 
 
 def run_here(*arguments, cwd=None):
@@ -140,10 +135,8 @@ class TestTrain:
 
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
     def test_a_signal_ends_it_saved(self, number, code, text_file, tmp_path):
-        command = [sys.executable, "-m", "minilm", *TINY, "--data", str(text_file), "--steps", "100000", "--out", "run"]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        command = [*TINY, "--data", text_file, "--steps", 100_000, "--out", "run"]
+        process = Python("-m", "minilm", *command, cwd=tmp_path)
         metrics = tmp_path / "run" / "metrics.jsonl"
         while not metrics.exists() or metrics.read_text().count("grad_norm") < 20:
             assert process.poll() is None

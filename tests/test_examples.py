@@ -3,23 +3,33 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import minilm
+from tests.children import python
 
 ROOT = Path(minilm.__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 
 
-def run(name: str, *arguments: object, cwd: Path, fails: bool = False, **environment: str) -> str:
-    """What an example prints in a fresh Python, from a folder that is not the checkout."""
+# an example whose trials do not take two seconds each to import PyTorch
+TRIALS_FORKED = """
+import runpy
+from minilm.studies import trials
+from tests.children import forked
+with forked(trials):
+    runpy.run_path({file!r}, run_name="__main__")
+"""
+
+
+def run(name: str, *arguments: object, cwd: Path, fails: bool = False, within: str = "", **environment: str) -> str:
+    """What an example prints in another Python, from a folder that is not the checkout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    file = EXAMPLES / f"{name}.py"
+    command = ("-c", within.format(file=str(file))) if within else (file,)
+    done = python(*command, *arguments, cwd=cwd, env=environment)
     assert bool(done.returncode) == fails, done.stdout[-1000:] + done.stderr[-2000:]
     return done.stderr if fails else done.stdout
 
@@ -62,7 +72,8 @@ def test_an_axis_of_ones_own_is_an_axis_like_any_other(tmp_path):
         "train.eval_tokens=500",
     ]
     sets = [word for setting in small for word in ("--set", setting)]
-    run("add_an_ablation_axis", "--steps", 2, "--seeds", 1, "--out", tmp_path / "study", *sets, cwd=tmp_path)
+    arguments = ("--steps", 2, "--seeds", 1, "--out", tmp_path / "study", *sets)
+    run("add_an_ablation_axis", *arguments, cwd=tmp_path, within=TRIALS_FORKED)
     result = json.loads((tmp_path / "study/result.json").read_text())
     rows = {row["arm"]: row for row in result["table"]}
     assert list(rows) == ["baseline", "2 heads of 8", "A/A"]

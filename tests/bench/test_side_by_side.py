@@ -13,6 +13,7 @@ from minilm import hardware
 from minilm.config import ModelConfig, build
 from minilm.errors import UserError
 from minilm.model import GPT
+from tests.children import forked
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,8 @@ def found(text_file, tmp_path_factory):
     """What the command writes: two pairs of a tiny model."""
     out = tmp_path_factory.mktemp("side") / "side.json"
     settings = {"preset": "tiny", "pairs": 2, "steps": 40, "data": text_file, "out": out}
-    side_by_side.main([word for name, value in settings.items() for word in (f"--{name}", str(value))])
+    with forked(side_by_side):
+        side_by_side.main([word for name, value in settings.items() for word in (f"--{name}", str(value))])
     return json.loads(out.read_text(encoding="utf-8"))
 
 

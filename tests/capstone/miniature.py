@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,8 @@ from minilm.capstone.folder import RECORD
 from minilm.capstone.plan import Plan
 from minilm.capstone.run import capstone
 from minilm.studies import trial, trials
+from tests.children import Python
+from tests.waiting import PATIENCE
 
 ALONE = threading.Lock()
 ROOT = Path(__file__).parents[2]
@@ -61,13 +62,12 @@ def make(out: Path, text: Path, console: Console | None = None, run_one: Callabl
 
 def kill_when(out: Path, text: Path, reached: Callable[[], bool]) -> None:
     """Make it in another process and kill that one as soon as it has `reached` something."""
-    command = [sys.executable, "-m", "tests.capstone.miniature", str(out), str(text)]
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+    child = Python("-m", "tests.capstone.miniature", out, text, cwd=ROOT)
     while not reached():
         assert child.poll() is None, "it ended before it was killed"
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.wait(PATIENCE)
 
 
 def stop_at_a_trial(number: int) -> Callable:

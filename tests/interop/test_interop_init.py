@@ -6,8 +6,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -26,6 +24,7 @@ from minilm.interop.intake import import_model, read_start
 from minilm.sampling.baselines import write_baselines
 from minilm.training import checkpoint, journal, loop
 from minilm.training.loop import train
+from tests.children import python
 from tests.interop.interop_models import ROTARY, characters, load_ours, make_run
 from tests.training.test_resume import stop_after
 
@@ -287,5 +286,5 @@ def test_the_code_in_a_model_card_runs(trained, tmp_path):
     pytest.importorskip("transformers")
     export(trained / "learned", tmp_path / "out")
     code = re.search(r"```python\n(.*?)```", (tmp_path / "out/README.md").read_text(), re.S).group(1)
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    ran = python("-c", code, cwd=tmp_path)
     assert ran.returncode == 0 and ran.stdout.startswith("The "), ran.stderr

@@ -2,14 +2,13 @@
 
 import inspect
 import os
-import subprocess
-import sys
 
 import pytest
 from triton import knobs
 
 from kernels import fused, reference
 from kernels.backend import OPS
+from tests.children import python
 
 
 def test_it_has_every_operation_and_nothing_else():
@@ -36,6 +35,7 @@ def test_every_operation_is_called_as_the_reference_is(op):
 ONE_COMPILATION = """
 import torch
 from kernels import fused, machine_code
+from tests.children import python
 
 with machine_code.compiled_launches(90) as launches:
     for T in (1, 5, 16, 37):
@@ -59,9 +59,7 @@ print(len(found), max(map(len, found.values())), sum(".f64" in kernel.asm["ptx"]
 def test_one_compilation_serves_every_length_and_none_calculates_in_float64():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
-    out = subprocess.run(
-        [sys.executable, "-c", ONE_COMPILATION], capture_output=True, text=True, check=True, env=environment
-    ).stdout
+    out = python("-c", ONE_COMPILATION, env=environment, check=True).stdout
     assert out.split() == ["7", "1", "0"]
 
 
@@ -73,5 +71,5 @@ def test_bfloat16_is_right_in_the_interpreter_without_anyone_asking():
         "x = torch.randn(4, 64).bfloat16(); w = torch.ones(64);"
         "print((fused.rms_norm(x, w) != reference.rms_norm(x, w)).float().mean().item())"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = python("-c", code, check=True).stdout
     assert float(out) < 0.05

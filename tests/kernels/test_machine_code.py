@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +12,7 @@ triton = pytest.importorskip("triton")
 
 from kernels import machine_code  # noqa: E402
 from kernels.fused import tuning  # noqa: E402
+from tests.children import python  # noqa: E402
 
 ROOT = Path(machine_code.HERE).parent
 COMMITTED = sorted((ROOT / "bench" / "results").glob("machine_code*.json"))  # of the constraints' Triton and of 3.6.0
@@ -27,8 +26,7 @@ def compiled(tmp_path_factory):
     environment["TRITON_CACHE_DIR"] = str(folder)
     chosen = "^attention: width (40|64), bfloat16$"
     arguments = ["--arch", "90", "--cases", chosen, "--json", str(folder / "figures.json")]
-    command = [sys.executable, "-m", "kernels.machine_code", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = python("-m", "kernels.machine_code", *arguments, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     record = json.loads((folder / "figures.json").read_text())
     return {(row["config"]["D"], row["kernel"]): row for row in record["kernels"]}, record, done.stdout

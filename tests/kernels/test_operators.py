@@ -1,7 +1,5 @@
 """What every fused operation has in common: an operator below autograd and a Function on top of it."""
 
-import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +11,7 @@ import kernels.fused as fused
 from kernels import reference
 from kernels.backend import OPS
 from kernels.fused.operators import cdiv, differentiable, next_power_of_2, operator
+from tests.children import python
 
 
 def test_rounding_up_is_that_of_triton():
@@ -231,5 +230,5 @@ x = torch.randn(3, 8, device=sys.argv[1], requires_grad=True)
 grads = [torch.autograd.grad(module.swiglu(x).sum(), x)[0] for module in (first, second)]
 print(second is not first and torch.equal(*grads))
 """
-    run = subprocess.run([sys.executable, "-c", program, device], capture_output=True, text=True, env=os.environ)
+    run = python("-c", program, device)
     assert run.stdout.strip() == "True", run.stderr[-2000:]

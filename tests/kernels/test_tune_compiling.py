@@ -13,17 +13,17 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.tune_compiling import Compilers, OutOfTime, result
+from tests.children import python
 
 pytestmark = pytest.mark.usefixtures("user_folder")
 
 
-def run_alone(program, folder):
-    """A process where kernels are compiled, not interpreted, and what it prints as JSON."""
+def run_alone(program, folder, run=python):
+    """What a process prints as JSON, where kernels are compiled and not interpreted."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
     (folder / "program.py").write_text(program)
-    command = [sys.executable, folder / "program.py"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = run(folder / "program.py", env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -169,7 +169,10 @@ if __name__ == "__main__":
 
 
 def test_another_process_compiles_the_same_machine_code(tmp_path):
-    refused, there, here = run_alone(ELSEWHERE, tmp_path)
+    def begin(*command, env):
+        return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
+
+    refused, there, here = run_alone(ELSEWHERE, tmp_path, begin)
     assert not refused and there == here
 
 

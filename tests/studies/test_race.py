@@ -7,9 +7,10 @@ from rich.console import Console
 
 from minilm.errors import UserError
 from minilm.report.race import print_race, verdict, write_race
-from minilm.studies import race
+from minilm.studies import race, trials
 from minilm.studies.race import Race, first_at_most
 from minilm.studies.racing import run_race
+from tests.children import forked
 
 
 def runner(name, seeds_curves, target, steps=(10, 20, 30)):
@@ -123,7 +124,8 @@ class TestCommand:
         assert not (tmp_path / "out").exists()
 
     def test_it_runs_reports_and_is_not_run_twice(self, tmp_path, capsys):
-        self.race(tmp_path / "out", target=4.0)
+        with forked(trials):
+            self.race(tmp_path / "out", target=4.0)
         assert "tiny reached a validation loss of 4 in" in capsys.readouterr().out.replace("\n", " ")
         assert (tmp_path / "out" / "race.html").exists()
         run = next(p for p in (tmp_path / "out" / "trials").iterdir() if p.is_dir())

@@ -13,9 +13,11 @@ import pytest
 from minilm.config import build
 from minilm.errors import UserError
 from minilm.studies import design, study
+from minilm.studies import trials as study_trials
 from minilm.studies.ablation import analyse
 from minilm.studies.trials import DIVERGED, FAILED, FINISHED, MISSING, TRIALS, Study, from_runs, run_trials
 from tests.capstone.miniature import run_here
+from tests.children import Python, forked
 from tests.waiting import PATIENCE, wait_for
 
 STEPS = 8
@@ -52,7 +54,8 @@ def whole(tmp_path_factory, trials):
     """The study run without a hitch."""
     found = Study.create(tmp_path_factory.mktemp("whole") / "study", {}, trials, resume=False)
     said = []
-    assert run_trials(found, say=said.append)
+    with forked(study_trials):
+        assert run_trials(found, say=said.append)
     assert len(said) == 3
     return found
 
@@ -122,7 +125,7 @@ def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
     trials = little_trials(tmp_path, steps=2000)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
     program = f"from minilm.studies.trials import *; sys.exit(0 if run_trials(Study(Path({str(found.path)!r}))) else 7)"
-    child = subprocess.Popen([sys.executable, "-c", program])
+    child = Python("-c", program)
     metrics = found.folder(trials[0].id) / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 20, "twenty steps")
     child.send_signal(signal.SIGTERM)
@@ -137,7 +140,7 @@ def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     trials = little_trials(tmp_path, steps=600, checkpoint_interval=200, eval_interval=200)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
     program = f"from minilm.studies.trials import *; run_trials(Study(Path({str(found.path)!r})))"
-    runner = subprocess.Popen([sys.executable, "-c", program])
+    runner = Python("-c", program)
     metrics = found.folder(trials[0].id) / "metrics.jsonl"
     wait_for(metrics.exists, "the first step")
     runner.kill()
@@ -186,7 +189,8 @@ def test_a_trial_that_fails_stops_nobody_and_is_tried_again(tmp_path, trials):
         ),
     )
     found = Study.create(tmp_path / "study", {}, [broken, trials[1]], resume=False)
-    assert run_trials(found)
+    with forked(study_trials):
+        assert run_trials(found)
     one, two = found.outcomes()
     assert (one.status, two.status) == (FAILED, FINISHED)
     assert "nowhere.txt" in one.reason

@@ -17,6 +17,7 @@ from minilm.errors import UserError
 from minilm.sampling.generate import load_run
 from minilm.training import checkpoint, distributed, evaluate, loop, reduction
 from minilm.training.journal import read_rows
+from tests.children import Python
 from tests.waiting import LONG, PATIENCE, wait_for
 
 HERE = Path(__file__).parent
@@ -45,23 +46,19 @@ def environment(rank, size, port):
     }
 
 
-def start(size, command):
+def start(size, *command):
     """`size` processes that know of each other, without torchrun, which takes as long to start as they do."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [
-        subprocess.Popen(command, env=environment(rank, size, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        for rank in range(size)
-    ]
+    return [Python(*command, env=environment(rank, size, port)) for rank in range(size)]
 
 
 def run_jobs(size, jobs, folder):
     """What each process says came of each job."""
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    worker = [sys.executable, str(HERE / "distributed_worker.py"), str(folder / "jobs.json"), str(folder)]
-    processes = start(size, worker)
+    processes = start(size, HERE / "distributed_worker.py", folder / "jobs.json", folder)
     try:
         said = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
@@ -271,9 +268,7 @@ def all_end_by_themselves(processes):
 def end(processes):
     for process in processes:
         process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+        process.wait(PATIENCE)
 
 
 def when_saved(run):
@@ -284,8 +279,7 @@ def when_saved(run):
 def test_killing_one_process_ends_the_others_and_leaves_the_checkpoint(tmp_path, text_file):
     job = {"out": str(tmp_path / "run"), "fault": "slow", "overrides": overrides(text_file, steps=10_000)}
     (tmp_path / "jobs.json").write_text(json.dumps([job]))
-    worker = [sys.executable, str(HERE / "distributed_worker.py"), str(tmp_path / "jobs.json"), str(tmp_path)]
-    processes = start(2, worker)
+    processes = start(2, HERE / "distributed_worker.py", tmp_path / "jobs.json", tmp_path)
     when_saved(tmp_path / "run")
     processes[1].kill()
     all_end_by_themselves(processes)
@@ -303,12 +297,12 @@ def test_a_process_that_shows_no_life_ends_the_others(tmp_path, text_file):
         f"sys.argv = ['w', {str(tmp_path / 'jobs.json')!r}, {str(tmp_path)!r}];"
         f"runpy.run_path({str(HERE / 'distributed_worker.py')!r}, run_name='__main__')"
     )
-    first, second = start(2, [sys.executable, "-c", code])
+    first, second = start(2, "-c", code)
     try:
         when_saved(tmp_path / "run")
         second.send_signal(signal.SIGSTOP)
         assert first.wait(timeout=PATIENCE) == 1
-        assert re.search(rb"process 1 of 2 gave no sign of life for 4 s", first.stderr.read())
+        assert re.search(r"process 1 of 2 gave no sign of life for 4 s", first.communicate(PATIENCE)[1])
     finally:
         end([first, second])
 
@@ -371,7 +365,7 @@ distributed.JOIN_TIMEOUT = timedelta(seconds=2)
 sys.argv = ["worker", {str(tmp_path / "jobs.json")!r}, {str(tmp_path)!r}]
 runpy.run_path({str(HERE / "distributed_worker.py")!r}, run_name="__main__")
 """
-    first, second = start(2, [sys.executable, "-c", code])
+    first, second = start(2, "-c", code)
     try:
         all_end_by_themselves([first])
     finally:
