@@ -5,9 +5,11 @@ those bits as integers, and a cast from float32 drops the low bits where the har
 mend() replaces both. Other arithmetic on bfloat16 stays wrong there, so a kernel upcasts before it calculates.
 
 Triton 3.6 also calls int() on arrays of one element and more than zero dimensions, which NumPy 2.4 refuses; loop
-bounds are therefore unpacked here too. And at every call of one device function by another the interpreter looks
-through all of its language for what is to be replaced, which the launch has replaced already: a fifth of the time of an
-interpreted kernel, which is saved.
+bounds are therefore unpacked here too.
+
+Two things are done once that cost a quarter of an interpreted kernel's time: at every call of one device function by
+another the interpreter looks through all of its language for what is to be replaced, which the launch has replaced
+already; and for every result it builds its table of NumPy's types anew.
 """
 
 import functools
@@ -53,6 +55,8 @@ def mend() -> None:
         return
     stock_dot, stock_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
     stock_lang_tensor, stock_lang = _interpreter._patch_lang_tensor, _interpreter._patch_lang
+    stock_numpy_type = _interpreter._get_np_dtype
+    numpy_types: dict[str, np.dtype] = {}  # by the names of Triton's, which are told apart by them
 
     def create_dot(self, a, b, d, *rest):
         return stock_dot(self, _as_float32(a), _as_float32(b), d, *rest)
@@ -72,6 +76,13 @@ def mend() -> None:
             return _interpreter._LangPatchScope()  # nothing to put back
         return stock_lang(fn)
 
+    def numpy_type(dtype):
+        scalar = dtype.scalar
+        if scalar.name not in numpy_types:
+            numpy_types[scalar.name] = stock_numpy_type(scalar)
+        return numpy_types[scalar.name]
+
     InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl = create_dot, cast_impl
+    _interpreter._get_np_dtype = numpy_type
     _interpreter._patch_lang_tensor, _interpreter._patch_lang = patch_lang_tensor, patch_lang
     InterpreterBuilder._bfloat16_mended = True

@@ -122,6 +122,7 @@ def _begin(files: list[Path], command: list[str], cwd: str, environment: dict[st
     how, sys.argv = command[0], command
     if how in ("-c", "-m"):
         what, sys.argv = command[1], [how, *command[2:]]
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.path.insert(0, cwd if how in ("-c", "-m") else str(Path(how).parent))
     if how == "-m":
         runpy.run_module(what, run_name="__main__", alter_sys=True)

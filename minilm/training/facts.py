@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import kernels
 from minilm import hardware
-from minilm.config import RunConfig
+from minilm.config import ModelConfig, RunConfig
 from minilm.corpus.dataset import Dataset
 from minilm.errors import UserError
 from minilm.model import GPT
@@ -58,6 +59,19 @@ def memory_by_part(
     """Bytes of a training step: float32 weights, gradients and two moments, and what one micro-batch keeps for its
     backward, counted on meta tensors through the operations that will run. What an operation needs only while it runs
     is not in it."""
+    rows = config.train.batch_size // config.train.grad_accumulation
+    return dict(_memory_by_part(config.model, rows, config.train.checkpoint_activations, ops, dtype, residual_dtype))
+
+
+@functools.lru_cache(maxsize=64)  # what is trained again and again is counted once
+def _memory_by_part(
+    config: ModelConfig,
+    rows: int,
+    checkpoint_activations: bool,
+    ops: kernels.Backend,
+    dtype: torch.dtype,
+    residual_dtype: torch.dtype,
+) -> dict[str, int]:
     where = ["embedding, last norm and loss"]
 
     def count_under(module: Any, part: str) -> None:
@@ -65,15 +79,14 @@ def memory_by_part(
         module.register_forward_hook(lambda *_: where.pop() and None)
 
     with torch.device("meta"), FusedAttention():
-        model = GPT(config.model, ops, dtype, residual_dtype)
-        rows = config.train.batch_size // config.train.grad_accumulation
-        tokens = torch.empty(rows, config.model.context_length, dtype=torch.int64)
+        model = GPT(config, ops, dtype, residual_dtype)
+        tokens = torch.empty(rows, config.context_length, dtype=torch.int64)
         counted = model.count_parameters()["total"]
         found = {"weights": 4 * counted, "gradients": 4 * counted, "moments": 8 * counted}
-        if config.train.checkpoint_activations:  # what goes into the blocks, and what one of them keeps meanwhile
+        if checkpoint_activations:  # what goes into the blocks, and what one of them keeps meanwhile
             model.checkpoint_activations = True
-            stream = torch.empty(rows, config.model.context_length, config.model.d_model, dtype=model.residual_dtype)
-            found["inputs of the blocks"] = 2 * stream.nbytes * config.model.n_layers
+            stream = torch.empty(rows, config.context_length, config.d_model, dtype=model.residual_dtype)
+            found["inputs of the blocks"] = 2 * stream.nbytes * config.n_layers
             again = hardware.saved_bytes(model.blocks[0], stream, stream.to(dtype), None, None)
             found["one block, computed again"] = again
         else:

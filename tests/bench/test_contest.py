@@ -3,8 +3,6 @@
 import contextlib
 import itertools
 import re
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
@@ -16,6 +14,7 @@ from bench import cases, contest, timing
 from bench.peers import Provider, Unsupported, providers
 from kernels import aten, reference
 from tests.bench.small_cases import CPU, SMALL, small
+from tests.children import python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -324,18 +323,21 @@ def test_who_is_slow_takes_no_rounds_from_the_quick():
     assert contest.groups(given, float("inf"), 12.0 * contest.ROUNDS) == [quick + slow]
 
 
+def run_planted(folder, *arguments):
+    """pytest as a person calls it, with folder/planted.py loaded before it."""
+    environment = {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    return python("-m", "pytest", *arguments, "-p", "planted", cwd=ROOT, env=environment)
+
+
 def test_with_benchmark_disable_each_runs_once_and_nothing_is_measured(tmp_path):
     """Planted: a clock that would end the test, and a backend that is wrong and is still found out."""
     (tmp_path / "planted.py").write_text(
         "from bench import timing\nfrom kernels import aten\n"
         "timing.in_turn = timing.floors = None\nright = aten.swiglu\naten.swiglu = lambda x: right(x) * 1.001\n"
     )
-    command = [sys.executable, "-m", "pytest", "bench/bench_swiglu.py", "bench/bench_host_time.py", "-p", "planted"]
-    done = subprocess.run(
-        [*command, "--benchmark-disable", "-k", "forward and (swiglu-rows or swiglu-forward)", "-v"], cwd=ROOT,
-        env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    files = ("bench/bench_swiglu.py", "bench/bench_host_time.py")
+    chosen = ("--benchmark-disable", "-k", "forward and (swiglu-rows or swiglu-forward)")
+    done = run_planted(tmp_path, *files, *chosen, "-v")
     verdicts = re.findall(r"(bench_\w+\[\S+-(\w+)\]) (PASSED|FAILED)", done.stdout)
     assert {verdict for _, provider, verdict in verdicts if provider == "reference"} == {"PASSED"}, done.stdout
     assert "FAILED" in {verdict for name, provider, verdict in verdicts if provider == "torch"}
@@ -346,21 +348,7 @@ def test_pytest_reports_a_planted_wrong_backend_and_gives_it_no_time(tmp_path):
     (tmp_path / "planted.py").write_text(
         "from kernels import aten\nright = aten.swiglu\naten.swiglu = lambda x: right(x) * 1.001\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "bench/bench_swiglu.py",
-        "--benchmark-only",
-        "-p",
-        "planted",
-        "-k",
-        "forward",
-    ]
-    done = subprocess.run(
-        command, cwd=ROOT, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_planted(tmp_path, "bench/bench_swiglu.py", "--benchmark-only", "-k", "forward")
     assert done.returncode == 1, done.stdout
     assert "wrong: output 0: error" in done.stdout
     torch_line = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["torch"])

@@ -162,7 +162,7 @@ def life(config: RunConfig, whole: Path, out: Path, deaths: list) -> dict:
 
 def main(folder: Path, text: Path, plan: dict) -> None:
     torch.set_num_threads(1)
-    evaluate.SAMPLE_TOKENS = 70  # as tests/conftest.py has it
+    evaluate.SAMPLE_TOKENS = 40  # as tests/conftest.py has it
     drawn = random.Random(plan["seed"])
     for variant in plan["variants"]:
         config, whole = config_for(text, variant), folder / f"{variant}-whole"

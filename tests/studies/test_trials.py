@@ -124,7 +124,10 @@ def descendants(pid):
 def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
     trials = little_trials(tmp_path, steps=2000)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
-    program = f"from minilm.studies.trials import *; sys.exit(0 if run_trials(Study(Path({str(found.path)!r}))) else 7)"
+    program = (
+        "import sys; from pathlib import Path; from minilm.studies import trials; from tests.children import forked\n"
+        f"with forked(trials): sys.exit(0 if trials.run_trials(trials.Study(Path({str(found.path)!r}))) else 7)"
+    )
     child = Python("-c", program)
     metrics = found.folder(trials[0].id) / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 20, "twenty steps")
@@ -137,7 +140,7 @@ def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
 
 def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     """The runner is killed, the trial goes on; another runner leaves it alone and finds its result afterwards."""
-    trials = little_trials(tmp_path, steps=600, checkpoint_interval=200, eval_interval=200)[:1]
+    trials = little_trials(tmp_path, steps=300, checkpoint_interval=100, eval_interval=100)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
     program = f"from minilm.studies.trials import *; run_trials(Study(Path({str(found.path)!r})))"
     runner = Python("-c", program)
@@ -146,7 +149,8 @@ def test_a_trial_that_outlives_its_runner_is_not_run_twice(tmp_path):
     runner.kill()
     runner.wait()
     said = []
-    run_trials(found, say=said.append)
+    with forked(study_trials):
+        run_trials(found, say=said.append)
     wait_for(lambda: found.outcomes()[0].status == FINISHED, "the trial's end")
     assert "in the hands of another process" in said[0]
     assert found.outcomes()[0].status == FINISHED

@@ -57,7 +57,7 @@ def refuse(*_):
 
 def main(jobs: Path, results: Path) -> None:
     evaluate.BATCH_TOKENS = 100  # several batches, not a multiple of the number of processes
-    evaluate.SAMPLE_TOKENS = 70  # as tests/conftest.py has it
+    evaluate.SAMPLE_TOKENS = 40  # as tests/conftest.py has it
     written: list[str] = []
     jobs = json.loads(jobs.read_text())
     root = jobs[0]["out"].rsplit("/", 1)[0]
