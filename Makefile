@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/minilm train
 
 test: $(VENV)/installed-test lint
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-plainer: $(VENV)/installed-test
 	$(PLAINER) $(BIN)/pytest -n auto tests/kernels -k "float32 or shape"

@@ -105,7 +105,10 @@ def test_the_cache_is_keyed_by_content(source, tmp_path):
     assert prepared(config).folder == first.folder
     moved = tmp_path / "moved.txt"
     moved.write_text(TEXT, encoding="utf-8")
-    assert prepared(DataConfig(source=str(moved))).folder == first.folder
+    again = prepared(DataConfig(source=str(moved)))
+    assert again.folder == first.folder
+    assert (first.meta["source"], again.meta["source"]) == (str(source), str(moved))
+    assert again.meta == {**first.meta, "source": str(moved)}
     assert prepared(DataConfig(source=str(source), val_fraction=0.2)).folder != first.folder
     source.write_text(TEXT + "more", encoding="utf-8")
     assert prepared(config).folder != first.folder

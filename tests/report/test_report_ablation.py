@@ -19,6 +19,8 @@ from minilm.studies.trials import DIVERGED, FAILED, MISSING
 from tests.report.ablation_lab import drawn, kernel_arms, panels_named, whole
 from tests.report.pages_read import Page
 
+undrawn = pytest.mark.usefixtures("undrawn_figures")
+
 # What the page says
 
 
@@ -136,6 +138,7 @@ def test_a_number_has_no_more_digits_than_its_interval_bears(half, places):
     assert ablation_panels.decimals(2.7 - half, 2.7 + half) == places
 
 
+@undrawn
 def test_a_learning_rate_chosen_among_three_is_shown_and_the_edge_is_marked(lab):
     for factor, worse in ((0.5, 0.03), (1.0, 0.0), (2.0, -0.04)):
         lab.arm(BASELINE, BASELINE, 2.7 + abs(worse), factor=factor)
@@ -154,6 +157,7 @@ def test_a_learning_rate_chosen_among_three_is_shown_and_the_edge_is_marked(lab)
 # Whatever has finished, a report is written
 
 
+@undrawn
 def test_one_seed_gives_no_interval_and_the_page_says_so(lab):
     page = Page.at(whole(lab, (1,)).write())
     assert "There is no spread to judge by, hence no interval, and all is inconclusive" in page.text
@@ -163,6 +167,7 @@ def test_one_seed_gives_no_interval_and_the_page_says_so(lab):
     assert cells[4:6] == ["n/a", "inconclusive unmatched"]
 
 
+@undrawn
 def test_kernels_that_end_elsewhere_are_called_different_beyond_the_margin(lab):
     lab.arm(BASELINE, BASELINE, 2.7)
     for seed, loss in [(o.seed, o.val_loss) for o in lab.outcomes]:
@@ -170,6 +175,7 @@ def test_kernels_that_end_elsewhere_are_called_different_beyond_the_margin(lab):
     assert summary(lab.result()) == "Against naive kernels, torch is different beyond ±0.01 nats."
 
 
+@undrawn
 def test_a_study_that_has_not_finished_anything_is_reported(lab):
     for arm, axis in ((BASELINE, BASELINE), ("ReLU", "activation"), (CONTROL, CONTROL)):
         lab.trial(arm, axis, 1, status=MISSING)
@@ -179,6 +185,7 @@ def test_a_study_that_has_not_finished_anything_is_reported(lab):
     print_ablation(lab.result(), Console(file=StringIO(), width=80))
 
 
+@undrawn
 def test_failed_diverged_and_missing_trials_leave_a_report_of_the_others(lab):
     lab.arm(BASELINE, BASELINE, 2.7).arm("ReLU", "activation", 2.8, model__activation="relu")
     lab.trial("SwiGLU", "activation", 1, status=FAILED, model__activation="swiglu")
@@ -214,6 +221,7 @@ def test_a_study_of_kernels_alone_has_their_table_and_figure(lab):
     assert "adjusted p below" not in page.text
 
 
+@undrawn
 def test_kernels_that_naive_did_not_join_stay_in_the_main_table(lab):
     lab.arm(BASELINE, BASELINE, 2.7, train__kernels="torch")
     lab.arm("triton kernels", KERNELS, 2.7, train__kernels="triton")
@@ -257,6 +265,7 @@ def test_everything_is_written_and_the_same_inputs_give_the_same_bytes(lab):
     assert not any(b"Software" in content or b"Date" in content for name, content in first.items() if "png" in name)
 
 
+@undrawn
 def test_a_figure_of_an_earlier_report_goes_and_other_files_stay(lab):
     figures = lab.folder / "out" / "figures"
     figures.mkdir(parents=True)
@@ -326,6 +335,7 @@ def test_the_terminal_shows_verdicts_findings_and_warnings_in_eighty_columns(stu
     assert all(len(line) <= 80 for line in lines if not line.startswith(("-", "!")))
 
 
+@undrawn
 def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(lab):
     (lab.folder / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written") as refused:

@@ -99,6 +99,7 @@ def test_markdown_keeps_samples_in_their_fence_and_cells_in_their_table(make_run
     assert "| note | one \\| two three \\<b\\> |" in markdown
 
 
+@undrawn
 def test_text_that_utf8_cannot_hold_is_shown_as_replaced(make_run):
     folder = make_run(steps=30)
     edit(folder / "samples" / "step_000030.json", lambda s: s["samples"][0].update(prompt="", text="half \ud83d pair"))

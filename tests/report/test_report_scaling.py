@@ -22,6 +22,8 @@ from minilm.studies.power_law import profile
 from minilm.studies.scaling import Point, fit_scaling
 from tests.report.pages_read import Page
 
+undrawn = pytest.mark.usefixtures("undrawn_figures")
+
 RECORD = {
     "tokens": 3.7e6, "epochs": 0.4, "lr": 1e-3, "lr_tried": (5e-4, 1e-3, 2e-3), "best_step": 300, "last_step": 300,
     "tokenizer": "char of 69", "schedule": "cosine, adamw",
@@ -142,6 +144,7 @@ def test_a_clean_ladder_is_answered_by_its_exponent_with_the_interval(clean, cle
     assert "No exponent" not in page + terminal and "Descriptive slope" not in page + terminal
 
 
+@undrawn
 def test_a_refused_ladder_says_every_reason_and_names_its_slope_as_descriptive(refused, tmp_path):
     page, terminal = told(refused, tmp_path), printed(refused)
     for said in (page, terminal):
@@ -151,6 +154,7 @@ def test_a_refused_ladder_says_every_reason_and_names_its_slope_as_descriptive(r
         assert "95% interval of the exponent" not in said
 
 
+@undrawn
 def test_without_a_floor_the_pure_form_is_reported_with_the_most_that_E_may_be(tmp_path):
     result = analysed(ladder(alpha=0.12, E=0.0, draw=2), floor=None)
     assert result["fit"]["form"] == "pure" and result["fit"]["exponent"]
@@ -159,6 +163,7 @@ def test_without_a_floor_the_pure_form_is_reported_with_the_most_that_E_may_be(t
     assert "E is estimated at zero, so the two are one curve" in page
 
 
+@undrawn
 def test_one_seed_a_size_gets_no_interval_anywhere(refused, tmp_path):
     page = told(refused, tmp_path)
     assert "so there is no interval" in page and "95% ±" not in page and "Intervals are profile" not in page
@@ -185,6 +190,7 @@ def test_the_mean_s_interval_is_that_of_the_pooled_spread(clean):
     assert half == pytest.approx(stats.t.ppf(0.975, 12) * spread / math.sqrt(3) * losses[2].mean(), rel=1e-3)
 
 
+@undrawn
 @pytest.mark.parametrize(("floor", "where"), [(0.81, "inside"), (0.7, "outside"), (1.0, "outside")])
 def test_the_known_floor_is_set_beside_E_and_its_interval(floor, where, tmp_path):
     page = told(analysed(ladder(), floor=floor), tmp_path)
@@ -194,15 +200,18 @@ def test_the_known_floor_is_set_beside_E_and_its_interval(floor, where, tmp_path
     assert ("No model can reach such an E" in page) == (floor == 1.0)
 
 
+@undrawn
 def test_a_fit_that_is_not_reported_checks_no_floor(tmp_path):
     page = told(analysed(ladder(sizes=4)), tmp_path)
     assert "this checks neither" in page and "E's interval" not in page
 
 
+@undrawn
 def test_without_a_known_floor_nothing_is_said_of_one(refused, tmp_path):
     assert not re.search("known floor|own entropy", told(refused, tmp_path) + printed(refused))
 
 
+@undrawn
 def test_kaplan_s_ratio_is_given_on_his_own_count_alone(clean, clean_page, tmp_path):
     ratio = f"{clean['fit']['slope'] / 0.076:.2f} times Kaplan's 0.076"
     assert ratio in clean_page and ratio in printed(clean)
@@ -218,6 +227,7 @@ def test_the_page_says_why_a_small_exponent_differs_from_kaplan_s(clean_page):
     assert "0.238 at 1M, 0.172 at 10M, 0.106 at 100M parameters" in clean_page  # Besiroglu et al. 2024
 
 
+@undrawn
 def test_diverged_runs_are_left_out_of_the_curve_and_said(tmp_path):
     points = ladder(seeds=4)
     points[1] = dataclasses.replace(points[1], loss=None)
@@ -338,6 +348,7 @@ def test_the_same_result_gives_the_same_bytes_and_leaves_an_ablation_s_report_al
     assert json.loads(first["scaling.json"]) == varied
 
 
+@undrawn
 def test_a_figure_that_the_report_no_longer_has_is_removed(varied, clean, tmp_path):
     write_scaling(varied, tmp_path)
     (tmp_path / "figures" / "forest.png").write_bytes(b"of another report")
@@ -357,6 +368,7 @@ def test_the_page_asks_for_nothing_outside_and_takes_nothing_for_markup(tmp_path
     assert page.text.count('<script>alert("x")</script>') >= 4
 
 
+@undrawn
 def test_a_folder_that_cannot_be_written_is_a_sentence(clean, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written .* name another folder"):
