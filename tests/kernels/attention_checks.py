@@ -36,6 +36,21 @@ def hold_the_rule(inputs, dtype, upstream, **options):
     assert_close_by_rule(fused, plain, ref64, ("out", "dq", "dk", "dv"))
 
 
+def small_after_the_first(what, dtype, Tq, Tk):
+    """q (1, 1, Tq, 16) and k, v (1, 1, Tk, 16) whose "values", or "weights", are a quarter of the dtype's last place of
+    1 but for the first 16 keys, whose are 1. scale is to be 1."""
+    size = torch.ones(Tk, dtype=torch.float64)
+    size[16:] = torch.finfo(dtype).eps / 4
+    q, k, v = (torch.zeros(1, 1, T, 16, dtype=torch.float64) for T in (Tq, Tk, Tk))
+    q[..., 0] = 1
+    if what == "values":
+        v += size[:, None]
+    else:  # values that the first keys do not have: their sum begins with the small ones
+        k[..., 0] = size.log()
+        v[:, :, 16:] = 1
+    return q, k, v
+
+
 def heads_of(B, H, Hkv, Tq, Tk, D, device, seed=0):
     return draw([(B, H, Tq, D), (B, Hkv, Tk, D), (B, Hkv, Tk, D), (B, H, Tq, D)], device, seed)
 

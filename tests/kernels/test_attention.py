@@ -6,7 +6,16 @@ import mmap
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_checks import DTYPES, SEED, draw, heads_of, hold_the_rule, packed, with_gradients
+from attention_checks import (
+    DTYPES,
+    SEED,
+    draw,
+    heads_of,
+    hold_the_rule,
+    packed,
+    small_after_the_first,
+    with_gradients,
+)
 from error_rule import assert_close_by_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +95,27 @@ def test_values_with_a_large_mean_keep_the_error_rule(dtype, device, tiles):
     hundredths: docs/kernels/attention.md."""
     q, k, v, upstream = heads_of(1, 2, 2, 64, 64, 64, device)
     hold_the_rule([q, k, v + 10], dtype, upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("small", ["values", "weights"])
+def test_what_each_of_many_tiles_adds_is_not_lost_to_rounding(small, dtype, device, tiles):
+    """Each of 32 tiles adds a quarter of the last place that 16 bits have for what the first one brought: to the sum of
+    weights times values, or to that of the weights. Sums that are rounded to 16 bits after a tile lose them all."""
+    tiles(16, 16)
+    q, k, v = (x.to(device) for x in small_after_the_first(small, dtype, 16, 33 * 16))
+    *_, upstream = heads_of(1, 1, 1, 16, 16, 16, device)
+    hold_the_rule([q, k, v], dtype, upstream, scale=1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_what_each_of_many_heads_adds_to_a_gradient_is_not_lost_to_rounding(dtype, device, tiles):
+    """The same of dk and dv, of keys and values that 33 heads share: the gradients of all but the first are small."""
+    tiles(16, 16)
+    q, k, v, upstream = heads_of(1, 1, 1, 16, 16, 16, device)
+    factors = torch.full((1, 33, 1, 1), torch.finfo(dtype).eps / 4, dtype=torch.float64, device=device)
+    factors[:, 0] = 1
+    hold_the_rule([q.expand(1, 33, 16, 16), k, v], dtype, upstream * factors)
 
 
 def test_a_nan_among_the_values_marks_every_row_that_sees_it_and_none_before_its_tile(device, tiles):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from attention_checks import small_after_the_first
 from error_rule import assert_close_by_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,6 +90,16 @@ def test_parts_of_very_different_size_merge_without_loss(device, monkeypatch):
     q[..., 0] = 1.0
     k[..., 0] = torch.repeat_interleave(torch.tensor([0.0, 4000.0, -4000.0, 3990.0], device=device), 16)
     assert_agrees(q, k, v, torch.tensor([64], device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("small", ["values", "weights"])
+@pytest.mark.parametrize("programs", [1, 128])
+def test_what_each_of_many_tiles_or_splits_adds_is_not_lost_to_rounding(programs, small, dtype, device, monkeypatch):
+    """32 of them, of which each adds a quarter of the last place that 16 bits have for what the first brought."""
+    force_config(monkeypatch, BLOCK_N=16, PROGRAMS=programs, BLOCK_SPLITS=1)
+    q, k, v = (x.to(device, dtype) for x in small_after_the_first(small, dtype, 1, 33 * 16))
+    assert_agrees(q, k, v, torch.tensor([33 * 16], device=device), scale=1.0)
 
 
 def test_a_cache_that_lies_as_time_before_heads_is_read_where_it_is(device):
