@@ -69,8 +69,8 @@ def prepared(config: DataConfig) -> Dataset:
     """The dataset for `config` from the cache, prepared first where it is not there yet.
 
     The cache is keyed by the content of the source and by every setting that changes what is written, so a changed
-    file is prepared anew and a moved one is not; meta names it as `config` does. A source that is a folder which prepare() wrote is opened as it is;
-    UserError where config.tokenizer_file names other tokens than it has.
+    file is prepared anew and a moved one is not; meta names it as `config` does. A source that is a folder which
+    prepare() wrote is opened as it is; UserError where config.tokenizer_file names other tokens than it has.
     """
     given = load_tokenizer(Path(config.tokenizer_file)) if config.tokenizer_file else None
     if _is_prepared(Path(config.source)):
