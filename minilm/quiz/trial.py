@@ -87,12 +87,10 @@ def try_file(file: Path, seed: int) -> tuple[Verdict, str]:
     return judge(results[FUNCTION], cases), printed
 
 
-def run(
-    file: Path, functions: Sequence[str], cases: Sequence[Case], seconds: float = TO_ANSWER
-) -> tuple[dict[str, dict[str, Any]], str]:
+def run(file: Path, functions: Sequence[str], cases: Sequence[Case]) -> tuple[dict[str, dict[str, Any]], str]:
     """What runner.py tells of each function of a person's file, and the end of what the file printed.
 
-    A function that takes longer than `seconds` has {"hung": seconds}, as do those after it, which are not tried; one
+    A function that takes longer than TO_ANSWER has {"hung": TO_ANSWER}, as do those after it, which are not tried; one
     in which the process ended has {"ended": exit status}.
     """
     with tempfile.TemporaryDirectory(prefix="minilm-quiz-") as folder:
@@ -112,7 +110,7 @@ def run(
                 start_new_session=True,  # so that what it starts can be stopped with it
             )
             try:
-                fate = _wait(process, told, seconds)
+                fate = _wait(process, told)
             finally:
                 _stop(process)
         lines = _read(told)
@@ -124,13 +122,13 @@ def run(
     return {name: done.get(name, whole) for name in functions}, output
 
 
-def _wait(process: subprocess.Popen, told: Path, seconds: float) -> dict[str, Any]:
+def _wait(process: subprocess.Popen, told: Path) -> dict[str, Any]:
     """Until the process ends or is silent for too long; what that says of a function it told nothing of."""
     size, since = 0, time.monotonic()
     while process.poll() is None:
         if told.stat().st_size > size:
             size, since = told.stat().st_size, time.monotonic()
-        limit = seconds if size else TO_START
+        limit = TO_ANSWER if size else TO_START
         if time.monotonic() - since > limit:
             return {"hung": limit}
         time.sleep(0.02)

@@ -1,8 +1,11 @@
 """Question 8: a person's file runs in a process of its own, and each way of being wrong gets a hint of its own."""
 
+import itertools
 import os
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from minilm.quiz import flaws, trial
 from minilm.quiz.multihead import TEMPLATE, Code
 from minilm.quiz.questions import draw_questions
+from tests.waiting import LONG
 
 RIGHT = """
 def NAME(x, w_qkv, w_out, n_heads):
@@ -74,8 +78,14 @@ WRONG = {
     "changes_x": ("B, T, C = x.shape", "B, T, C = x.shape; x0 = x.clone(); x.mul_(2); x = x0", "inputs in place"),
     "unforeseen_scores": ("q @ k.transpose(2, 3)", "(q @ k.transpose(2, 3)).tanh()", "The first token is right"),
     "unforeseen_values": ("y = weights @ v", "y = weights @ v.tanh()", "The first token is wrong already"),
-    "silent": ("B, T, C = x.shape", "import time; time.sleep(60)", "did not come to an end within 2"),
+    "silent": ("B, T, C = x.shape", f"open(BEGUN, 'w').close(); time.sleep({LONG})", "not come to an end within 20"),
 }  # fmt: skip
+
+
+def still_until(begun):
+    """The clock of minilm.quiz.trial: it stands still until the file `begun` is there; then each look is a day on."""
+    days = itertools.count(1)
+    return SimpleNamespace(monotonic=lambda: LONG * next(days) if begun.exists() else 0, sleep=time.sleep)
 
 
 def replaced(name, old, new):
@@ -86,14 +96,16 @@ def replaced(name, old, new):
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory):
     """One child process for all functions, the one that hangs last."""
-    file = tmp_path_factory.mktemp("answers") / "answers.py"
+    file, begun = tmp_path_factory.mktemp("answers") / "answers.py", tmp_path_factory.mktemp("begun") / "silent"
     functions = {name: replaced(name, old, new) for name, (old, new, _) in WRONG.items()}
     functions = {"right": RIGHT.replace("NAME", "right"), "template": template(), **functions}
-    file.write_text("import torch\nprint('hello from the file')\n" + "\n".join(functions.values()), encoding="utf-8")
+    head = f"import time, torch\nprint('hello from the file')\nBEGUN = {str(begun)!r}\n"
+    file.write_text(head + "\n".join(functions.values()), encoding="utf-8")
     cases = trial.draw_cases(5)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)  # it is the quiz that leaves nothing behind
-        results, printed = trial.run(file, [*list(functions)[:-1], "forgotten", "silent"], cases, seconds=2)
+        patch.setattr(trial, "time", still_until(begun))
+        results, printed = trial.run(file, [*list(functions)[:-1], "forgotten", "silent"], cases)
     return {name: trial.judge(result, cases) for name, result in results.items()}, printed, file
 
 
@@ -138,16 +150,17 @@ class TestSeparation:
         assert "answer" not in sys.modules and str(tried[2].parent) not in sys.path
 
     @pytest.mark.skipif(os.name != "posix", reason="process groups are POSIX")
-    def test_what_a_hanging_file_started_is_stopped_with_it(self, tmp_path):
-        """A grandchild would go on for a minute; it is gone when run() returns."""
+    def test_what_a_hanging_file_started_is_stopped_with_it(self, tmp_path, monkeypatch):
+        """A grandchild would go on for a day; it is gone when run() returns."""
+        monkeypatch.setattr(trial, "time", still_until(tmp_path / "begun"))
         (tmp_path / "mine.py").write_text(
             "import subprocess, sys\n"
-            "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+            f"p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep({LONG})'])\n"
             "open('pid', 'w').write(str(p.pid))\n"
-            "def multi_head_attention(*a):\n    p.wait()\n"
+            "def multi_head_attention(*a):\n    open('begun', 'w').close()\n    p.wait()\n"
         )
-        results, _ = trial.run(tmp_path / "mine.py", ["multi_head_attention"], trial.draw_cases(1)[:1], seconds=0.5)
-        assert results["multi_head_attention"] == {"hung": 0.5}
+        results, _ = trial.run(tmp_path / "mine.py", ["multi_head_attention"], trial.draw_cases(1)[:1])
+        assert results["multi_head_attention"] == {"hung": trial.TO_ANSWER}
         state = subprocess.run(
             ["ps", "-o", "stat=", "-p", (tmp_path / "pid").read_text()], capture_output=True, text=True
         ).stdout.strip()

@@ -17,6 +17,7 @@ from minilm.training import checkpoint, guards, journal, loop
 from minilm.training.loop import Loop
 from minilm.training.signals import caught_signals
 from tests.training.test_resume import assert_same_run, reduced, run, stop_after
+from tests.waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
@@ -327,7 +328,7 @@ class TestSignals:
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-    def test_the_quick_preset_is_saved_within_ten_seconds(self, number, code, tmp_path):
+    def test_the_quick_preset_ends_with_the_step_in_hand(self, number, code, tmp_path):
         command = [sys.executable, "-m", "minilm", "train", "--preset", "quick", "--device", "cpu", "--out", "run"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
@@ -335,11 +336,12 @@ class TestSignals:
         while not metrics.exists() or metrics.read_text().count("grad_norm") < 20:
             assert process.poll() is None
             time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+        seen = max(r["step"] for r in journal.read_rows(metrics))
         process.send_signal(number)
-        start = time.monotonic()
-        process.communicate(timeout=60)
-        took = time.monotonic() - start
-        print(f"{signal.Signals(number).name}: ended {took:.1f} s later")
-        assert process.returncode == code and took < 10
+        process.send_signal(signal.SIGCONT)
+        process.communicate(timeout=PATIENCE)
+        assert process.returncode == code
         step = checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["step"]
-        assert max(r["step"] for r in journal.read_rows(metrics)) == step >= 20
+        assert max(r["step"] for r in journal.read_rows(metrics)) == step
+        assert 20 <= step <= seen + build("quick").train.log_interval  # whose rows are written together
