@@ -109,6 +109,17 @@ def test_what_each_of_many_tiles_adds_is_not_lost_to_rounding(small, dtype, devi
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_what_each_of_many_tiles_adds_to_dq_is_not_lost_to_rounding(dtype, device, tiles):
+    """The same: equal weights, whose gradients have the signs of their keys, so that none takes from the sum."""
+    tiles(16, 16)
+    q, _, sizes = (x.to(device) for x in small_after_the_first("values", dtype, 16, 33 * 16))
+    signs, upstream = torch.ones_like(sizes), torch.zeros_like(q)
+    signs[:, :, 1::2] = -1
+    upstream[..., 0] = 1
+    hold_the_rule([0 * q, signs * sizes, signs], dtype, upstream)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_what_each_of_many_heads_adds_to_a_gradient_is_not_lost_to_rounding(dtype, device, tiles):
     """The same of dk and dv, of keys and values that 33 heads share: the gradients of all but the first are small."""
     tiles(16, 16)
