@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from error_rule import assert_close_by_rule
+from op_checks import small_after_the_first
 
 pytest.importorskip("triton")
 
@@ -36,17 +37,16 @@ def hold_the_rule(inputs, dtype, upstream, **options):
     assert_close_by_rule(fused, plain, ref64, ("out", "dq", "dk", "dv"))
 
 
-def small_after_the_first(what, dtype, Tq, Tk):
+def small_after_the_first_tile(what, dtype, Tq, Tk):
     """q (1, 1, Tq, 16) and k, v (1, 1, Tk, 16) whose "values", or "weights", are a quarter of the dtype's last place of
     1 but for the first 16 keys, whose are 1. scale is to be 1."""
-    size = torch.ones(Tk, dtype=torch.float64)
-    size[16:] = torch.finfo(dtype).eps / 4
+    size = small_after_the_first(Tk // 16, dtype, "cpu").repeat_interleave(16, 0)
     q, k, v = (torch.zeros(1, 1, T, 16, dtype=torch.float64) for T in (Tq, Tk, Tk))
     q[..., 0] = 1
     if what == "values":
-        v += size[:, None]
+        v += size
     else:  # values that the first keys do not have: their sum begins with the small ones
-        k[..., 0] = size.log()
+        k[..., :1] = size.log()
         v[:, :, 16:] = 1
     return q, k, v
 

@@ -34,6 +34,14 @@ def assert_agrees(fused: Callable, reference: Callable, inputs: Sequence[Tensor]
     assert_close_by_rule(got, plain, exact, names)
 
 
+def small_after_the_first(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(n, 1) in float64: 1, and then quarters of the dtype's last place of 1. A sum of many that is rounded to 16 bits
+    after each is the first alone."""
+    sizes = torch.full((n, 1), torch.finfo(dtype).eps / 4, dtype=torch.float64, device=device)
+    sizes[0] = 1
+    return sizes
+
+
 def assert_same_bits_twice(op: Callable, inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> None:
     first, second = (outputs_and_gradients(op, inputs, upstream) for _ in range(2))
     for i, (a, b) in enumerate(zip(first, second, strict=True)):

@@ -13,12 +13,13 @@ from attention_checks import (
     heads_of,
     hold_the_rule,
     packed,
-    small_after_the_first,
+    small_after_the_first_tile,
     with_gradients,
 )
 from error_rule import assert_close_by_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_checks import small_after_the_first
 
 pytest.importorskip("triton")
 
@@ -103,7 +104,7 @@ def test_what_each_of_many_tiles_adds_is_not_lost_to_rounding(small, dtype, devi
     """Each of 32 tiles adds a quarter of the last place that 16 bits have for what the first one brought: to the sum of
     weights times values, or to that of the weights. Sums that are rounded to 16 bits after a tile lose them all."""
     tiles(16, 16)
-    q, k, v = (x.to(device) for x in small_after_the_first(small, dtype, 16, 33 * 16))
+    q, k, v = (x.to(device) for x in small_after_the_first_tile(small, dtype, 16, 33 * 16))
     *_, upstream = heads_of(1, 1, 1, 16, 16, 16, device)
     hold_the_rule([q, k, v], dtype, upstream, scale=1.0)
 
@@ -112,7 +113,7 @@ def test_what_each_of_many_tiles_adds_is_not_lost_to_rounding(small, dtype, devi
 def test_what_each_of_many_tiles_adds_to_dq_is_not_lost_to_rounding(dtype, device, tiles):
     """The same: equal weights, whose gradients have the signs of their keys, so that none takes from the sum."""
     tiles(16, 16)
-    q, _, sizes = (x.to(device) for x in small_after_the_first("values", dtype, 16, 33 * 16))
+    q, _, sizes = (x.to(device) for x in small_after_the_first_tile("values", dtype, 16, 33 * 16))
     signs, upstream = torch.ones_like(sizes), torch.zeros_like(q)
     signs[:, :, 1::2] = -1
     upstream[..., 0] = 1
@@ -124,8 +125,7 @@ def test_what_each_of_many_heads_adds_to_a_gradient_is_not_lost_to_rounding(dtyp
     """The same of dk and dv, of keys and values that 33 heads share: the gradients of all but the first are small."""
     tiles(16, 16)
     q, k, v, upstream = heads_of(1, 1, 1, 16, 16, 16, device)
-    factors = torch.full((1, 33, 1, 1), torch.finfo(dtype).eps / 4, dtype=torch.float64, device=device)
-    factors[:, 0] = 1
+    factors = small_after_the_first(33, dtype, device)[:, :, None]
     hold_the_rule([q.expand(1, 33, 16, 16), k, v], dtype, upstream * factors)
 
 

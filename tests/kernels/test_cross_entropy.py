@@ -21,6 +21,7 @@ from op_checks import (
     fresh,
     outputs_and_gradients,
     run_program,
+    small_after_the_first,
 )
 
 from kernels import aten, fused, reference
@@ -62,6 +63,24 @@ def test_loss_and_gradients_keep_the_error_rule(dtype, V, chunk, upstream, devic
 def test_a_vocabulary_of_many_blocks_keeps_the_error_rule(dtype, device, nan_filled_empties):
     inputs, targets = case(5, 8, 50257, dtype, device)
     assert_agrees(*losses(targets), inputs, [UPSTREAM[1].to(device)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_each_of_many_blocks_adds_to_the_sum_is_not_lost_to_rounding(dtype, device, monkeypatch):
+    """33 blocks of the vocabulary, of equal weights within a block."""
+    force_config(monkeypatch, BLOCK_V=16)
+    hidden, weight = torch.zeros(2, 16, device=device), torch.zeros(33 * 16, 16, device=device)
+    hidden[:, 0] = 1
+    weight[:, :1] = small_after_the_first(33, dtype, device).log().repeat_interleave(16, 0)
+    targets = torch.tensor([3, 20], device=device)
+    assert_agrees(*losses(targets), [hidden.to(dtype), weight.to(dtype)], [UPSTREAM[0].to(device)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_each_of_many_chunks_adds_to_the_weight_gradient_is_not_lost_to_rounding(dtype, device):
+    hidden = fresh(0, (1, 16), torch.float64, device) * small_after_the_first(33, dtype, device)
+    weight, targets = torch.zeros(8, 16, dtype=dtype, device=device), torch.full((33,), 5, device=device)
+    assert_agrees(*losses(targets, chunk=1), [hidden.to(dtype), weight], [UPSTREAM[0].to(device)])
 
 
 @pytest.mark.parametrize("V", [262_144])

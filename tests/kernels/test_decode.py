@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attention_checks import small_after_the_first
+from attention_checks import small_after_the_first_tile
 from error_rule import assert_close_by_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,7 +98,7 @@ def test_parts_of_very_different_size_merge_without_loss(device, monkeypatch):
 def test_what_each_of_many_tiles_or_splits_adds_is_not_lost_to_rounding(programs, small, dtype, device, monkeypatch):
     """32 of them, of which each adds a quarter of the last place that 16 bits have for what the first brought."""
     force_config(monkeypatch, BLOCK_N=16, PROGRAMS=programs, BLOCK_SPLITS=1)
-    q, k, v = (x.to(device, dtype) for x in small_after_the_first(small, dtype, 1, 33 * 16))
+    q, k, v = (x.to(device, dtype) for x in small_after_the_first_tile(small, dtype, 1, 33 * 16))
     assert_agrees(q, k, v, torch.tensor([33 * 16], device=device), scale=1.0)
 
 

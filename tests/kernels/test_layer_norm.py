@@ -18,6 +18,7 @@ from op_checks import (
     force_config,
     fresh,
     run_program,
+    small_after_the_first,
 )
 
 from kernels import fused, reference
@@ -88,6 +89,22 @@ def test_weight_gradients_sum_every_row_whatever_the_number_of_programs(rows, de
     assert_agrees(*both("add_layer_norm"), *case("add_layer_norm", (rows, 40), torch.float32, device))
     monkeypatch.setattr(module, "FUSED_WEIGHT_GRADS", 1)
     assert_agrees(*both("add_layer_norm"), *case("add_layer_norm", (rows, 40), torch.float32, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("programs", [1, 33])
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_each_of_many_rows_adds_to_a_weight_gradient_is_not_lost_to_rounding(
+    wide, programs, dtype, device, monkeypatch
+):
+    """By one program, whose sum they are, or by one each, whose sums are added up in the second stage."""
+    force_config(monkeypatch, ROWS=1, PROGRAMS=programs, BLOCK_C=16)
+    if wide:
+        monkeypatch.setattr(module, "FUSED_WEIGHT_GRADS", 1)
+    (x, *parameters), (upstream,) = case("layer_norm", (1, 16), torch.float64, device, torch.float64)
+    inputs = [x.expand(33, 16), *parameters]
+    upstream = upstream * small_after_the_first(33, dtype, device)
+    assert_agrees(*both("layer_norm"), [t.to(dtype) for t in inputs], [upstream.to(dtype)])
 
 
 @pytest.mark.parametrize("op", ["add_layer_norm", "rms_norm"])
