@@ -56,7 +56,7 @@ def mend() -> None:
     stock_dot, stock_cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
     stock_lang_tensor, stock_lang = _interpreter._patch_lang_tensor, _interpreter._patch_lang
     stock_numpy_type = _interpreter._get_np_dtype
-    numpy_types: dict[str, np.dtype] = {}  # by the names of Triton's, which are told apart by them
+    numpy_types: dict[str, np.dtype] = {}  # by the name of the Triton type, which is unique
 
     def create_dot(self, a, b, d, *rest):
         return stock_dot(self, _as_float32(a), _as_float32(b), d, *rest)

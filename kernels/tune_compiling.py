@@ -95,7 +95,9 @@ class Compilers:
 
     def _start(self, number: int) -> Any:
         ours, theirs = self._context.Pipe()
-        self._processes[number] = self._context.Process(target=_work, args=(theirs, self._function), daemon=True)
+        self._processes[number] = self._context.Process(
+            target=_work, args=(theirs, self._function, dict(os.environ)), daemon=True
+        )
         self._processes[number].start()
         theirs.close()  # else its end would not be noticed here
         return ours
@@ -113,7 +115,9 @@ class Compilers:
                 connection = self._start(number)
 
 
-def _work(connection: Any, function: Callable[..., Compiled]) -> None:
+def _work(connection: Any, function: Callable[..., Compiled], environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)  # of who starts it now, and not of when the first was started
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # it compiles only; a context on the GPU would cost memory and time
     os.nice(10)  # and must not make the process wait that measures
     torch.set_num_threads(1)

@@ -69,8 +69,9 @@ def prepared(config: DataConfig) -> Dataset:
     """The dataset for `config` from the cache, prepared first where it is not there yet.
 
     The cache is keyed by the content of the source and by every setting that changes what is written, so a changed
-    file is prepared anew and a moved one is not; meta names it as `config` does. A source that is a folder which
-    prepare() wrote is opened as it is; UserError where config.tokenizer_file names other tokens than it has.
+    file is prepared anew and a moved one is not: meta["source"] is config.source, whatever name the text was first
+    prepared under. A source that is a folder which prepare() wrote is opened as it is; UserError where
+    config.tokenizer_file names other tokens than it has.
     """
     given = load_tokenizer(Path(config.tokenizer_file)) if config.tokenizer_file else None
     if _is_prepared(Path(config.source)):
@@ -90,16 +91,14 @@ def prepared(config: DataConfig) -> Dataset:
         settings |= {"vocab_size": given.vocab_size, "given": hashlib.sha256(given.to_json().encode()).hexdigest()}
     key = json.dumps([FORMAT, source.fingerprint(), settings])
     folder = cache_folder() / "data" / hashlib.sha256(key.encode()).hexdigest()[:24]
+    found = None
     if (folder / "meta.json").exists():
         with contextlib.suppress(UserError):  # what is damaged in the cache is made again
-            return _of_the_source(config, open_dataset(folder))
-    prepare(config, folder, source)
-    return _of_the_source(config, open_dataset(folder))
-
-
-def _of_the_source(config: DataConfig, cached: Dataset) -> Dataset:
-    """Under the name by which the text was asked for, and not that of the same text when it was first prepared."""
-    return dataclasses.replace(cached, meta={**cached.meta, "source": config.source})
+            found = open_dataset(folder)
+    if found is None:
+        prepare(config, folder, source)
+        found = open_dataset(folder)
+    return dataclasses.replace(found, meta={**found.meta, "source": config.source})
 
 
 def _is_prepared(folder: Path) -> bool:

@@ -78,7 +78,7 @@ def _memory_by_part(
         module.register_forward_pre_hook(lambda *_: where.append(part))
         module.register_forward_hook(lambda *_: where.pop() and None)
 
-    with torch.device("meta"), FusedAttention():
+    with torch.device("meta"), torch.enable_grad(), FusedAttention():
         model = GPT(config, ops, dtype, residual_dtype)
         tokens = torch.empty(rows, config.context_length, dtype=torch.int64)
         counted = model.count_parameters()["total"]

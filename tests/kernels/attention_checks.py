@@ -38,14 +38,14 @@ def hold_the_rule(inputs, dtype, upstream, **options):
 
 
 def small_after_the_first_tile(what, dtype, Tq, Tk):
-    """q (1, 1, Tq, 16) and k, v (1, 1, Tk, 16) whose "values", or "weights", are a quarter of the dtype's last place of
-    1 but for the first 16 keys, whose are 1. scale is to be 1."""
+    """q (1, 1, Tq, 16) and k, v (1, 1, Tk, 16). The "values" (or "weights") of the first 16 keys are 1, all others a
+    quarter of the dtype's last place of 1. To be called with a scale of 1."""
     size = small_after_the_first(Tk // 16, dtype, "cpu").repeat_interleave(16, 0)
     q, k, v = (torch.zeros(1, 1, T, 16, dtype=torch.float64) for T in (Tq, Tk, Tk))
     q[..., 0] = 1
     if what == "values":
         v += size
-    else:  # values that the first keys do not have: their sum begins with the small ones
+    else:  # v is 0 for the first keys, so that the sum of weights alone begins with the large one
         k[..., :1] = size.log()
         v[:, :, 16:] = 1
     return q, k, v

@@ -35,7 +35,6 @@ def test_every_operation_is_called_as_the_reference_is(op):
 ONE_COMPILATION = """
 import torch
 from kernels import fused, machine_code
-from tests.children import python
 
 with machine_code.compiled_launches(90) as launches:
     for T in (1, 5, 16, 37):

@@ -131,9 +131,11 @@ def compile(task):
         os._exit(9)
     if task == "sleep":
         time.sleep(86400)
-    return Compiled("", task + os.environ["CUDA_VISIBLE_DEVICES"])
+    return Compiled("", task + os.environ["CUDA_VISIBLE_DEVICES"] + os.environ["WHEN"])
 
 if __name__ == "__main__":
+    Compilers(1, compile).close()
+    os.environ["WHEN"] = " later"
     compilers = Compilers(2, compile)
     futures = [compilers.submit(1, task) for task in ("a", "die", "b", "die", "die", "c", "d")]
     found = [future.result() for future in futures]
@@ -149,7 +151,7 @@ if __name__ == "__main__":
 def test_a_compiler_that_crashes_takes_only_its_own_candidate_with_it(tmp_path):
     found, done = run_alone(COMPILERS, tmp_path)
     crashed = "does not compile: the compiler crashed"
-    assert found == ["a", crashed, "b", crashed, crashed, "c", "d"]
+    assert found == ["a later", crashed, "b later", crashed, crashed, "c later", "d later"]
     assert not done, "stopped, whatever was being compiled"
 
 
@@ -169,7 +171,7 @@ if __name__ == "__main__":
 
 
 def test_another_process_compiles_the_same_machine_code(tmp_path):
-    def begin(*command, env):
+    def begin(*command, env):  # from nothing, and its compiler from a server of its own
         return subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
 
     refused, there, here = run_alone(ELSEWHERE, tmp_path, begin)

@@ -124,10 +124,7 @@ def descendants(pid):
 def test_a_signal_saves_the_trial_in_hand_and_the_study_goes_on(tmp_path):
     trials = little_trials(tmp_path, steps=2000)[:1]
     found = Study.create(tmp_path / "study", {}, trials, resume=False)
-    program = (
-        "import sys; from pathlib import Path; from minilm.studies import trials; from tests.children import forked\n"
-        f"with forked(trials): sys.exit(0 if trials.run_trials(trials.Study(Path({str(found.path)!r}))) else 7)"
-    )
+    program = f"from minilm.studies.trials import *; sys.exit(0 if run_trials(Study(Path({str(found.path)!r}))) else 7)"
     child = Python("-c", program)
     metrics = found.folder(trials[0].id) / "metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 20, "twenty steps")

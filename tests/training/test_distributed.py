@@ -46,19 +46,25 @@ def environment(rank, size, port):
     }
 
 
-def start(size, *command):
+def begun_anew(*command, env):
+    """A Python that is not forked, and has a seed of hashes of its own: sets have another order in each."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, *map(str, command)], env=env, stdout=pipe, stderr=pipe, text=True)
+
+
+def start(size, *command, begin=Python):
     """`size` processes that know of each other, without torchrun, which takes as long to start as they do."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    return [Python(*command, env=environment(rank, size, port)) for rank in range(size)]
+    return [begin(*command, env=environment(rank, size, port)) for rank in range(size)]
 
 
-def run_jobs(size, jobs, folder):
+def run_jobs(size, jobs, folder, begin=Python):
     """What each process says came of each job."""
     folder.mkdir()
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    processes = start(size, HERE / "distributed_worker.py", folder / "jobs.json", folder)
+    processes = start(size, HERE / "distributed_worker.py", folder / "jobs.json", folder, begin=begin)
     try:
         said = [process.communicate(timeout=PATIENCE) for process in processes]
     finally:
@@ -227,7 +233,7 @@ class TestChangingNumbers:
             ("shard", {"grad_accumulation": 4, "sample_interval": 8, "steps": 12, "shard": True}),
         ):
             jobs.append({"out": str(root / name), "resume": True, "overrides": overrides(text_file, **more)})
-        return root, run_jobs(2, jobs, root / "changed")[0]
+        return root, run_jobs(2, jobs, root / "changed", begun_anew)[0]
 
     def test_with_exact_reduction_the_bits_are_those_of_a_run_that_never_stopped(self, one, changed):
         assert same_bits(weights(one / "exact whole"), weights(changed[0] / "term"))

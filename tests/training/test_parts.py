@@ -226,6 +226,8 @@ def test_memory_estimate_grows_with_the_batch_and_counts_four_floats_a_parameter
     one, two, four = estimate(8), estimate(16), estimate(32)
     assert four - two == pytest.approx(2 * (two - one), rel=0.01)
     assert estimate(16, 2) == one
+    with torch.no_grad():  # whoever asks
+        assert estimate(24) == pytest.approx(two + (two - one), rel=0.01)
     assert one - (two - one) == pytest.approx(16 * small_tiny_parameters(), rel=0.02)
 
 
