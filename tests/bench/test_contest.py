@@ -316,7 +316,8 @@ def test_on_a_gpu_graphs_are_weighed_before_they_are_all_kept(monkeypatch):
     assert told.notes == {(name, "backward"): "timed alone, not in turns" for name in "ab"}
 
 
-def test_who_is_slow_takes_no_rounds_from_the_quick():
+def test_who_is_slow_takes_no_rounds_from_the_quick(monkeypatch):
+    monkeypatch.setattr(contest, "SLOW", 4.0)
     given = {(name, "forward"): contest.Weight(cost) for name, cost in (("a", 1.0), ("b", 2.0), ("c", 9.0))}
     quick, slow = [("a", "forward"), ("b", "forward")], [("c", "forward")]
     assert contest.groups(given, float("inf"), 100.0) == [quick, slow]
