@@ -75,6 +75,7 @@ def main(jobs: Path, results: Path) -> None:
     for job in jobs:
         Broken.fault = job.get("fault", "")
         loop.Loop = Broken
+        os.environ["MASTER_PORT"] = str(job.get("port", os.environ["MASTER_PORT"]))
         prepare.prepared = refuse if Broken.fault == "no data" and RANK == 1 else prepared
         try:
             result = loop.train(build("tiny", job["overrides"]), Path(job["out"]), job.get("resume", False))

@@ -1,5 +1,6 @@
 """Several processes train the model that one would, write once, and end together."""
 
+import contextlib
 import json
 import os
 import re
@@ -46,6 +47,14 @@ def environment(rank, size, port):
     }
 
 
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+
+
 def begun_anew(*command, env):
     """A Python that is not forked, and has a seed of hashes of its own: sets have another order in each."""
     pipe = subprocess.PIPE
@@ -54,15 +63,15 @@ def begun_anew(*command, env):
 
 def start(size, *command, begin=Python):
     """`size` processes that know of each other, without torchrun, which takes as long to start as they do."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    (port,) = free_ports(1)
     return [begin(*command, env=environment(rank, size, port)) for rank in range(size)]
 
 
 def run_jobs(size, jobs, folder, begin=Python):
     """What each process says came of each job."""
     folder.mkdir()
+    # of its own, for a process that is quick would join the other's group of the job before
+    jobs = [{**job, "port": port} for job, port in zip(jobs, free_ports(len(jobs)), strict=True)]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     processes = start(size, HERE / "distributed_worker.py", folder / "jobs.json", folder, begin=begin)
     try:
